@@ -1,0 +1,330 @@
+"""LED's published `config.json` as a checked dataclass.
+
+Windows are two-sided in published files (`attention_window`); everywhere else in this package one
+side counts, and it is called `radius`. `LEDConfig.radii` is the only place that converts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from longformer_core.errors import ConfigError, did_you_mean
+
+# Published files may carry these in config.json; they describe decoding, not the model, and are
+# handed to the generation config. `use_cache` and the token ids are fields of the model config.
+# fmt: off
+_GENERATION_KEYS = frozenset({
+    "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind",
+    "assistant_temperature", "bad_words_ids", "begin_suppress_tokens", "cache_config",
+    "cache_implementation", "constraints", "continuous_batching_config", "disable_compile",
+    "diversity_penalty", "do_sample", "dola_layers", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+    "forced_eos_token_id", "guidance_scale", "is_assistant", "length_penalty", "low_memory",
+    "max_length", "max_matching_ngram_size", "max_new_tokens", "max_time", "min_length",
+    "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_logits", "output_scores", "penalty_alpha", "prefill_chunk_size",
+    "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "repetition_penalty",
+    "return_dict_in_generate", "sequence_bias", "stop_strings", "suppress_tokens",
+    "target_lookbehind", "temperature", "token_healing", "top_h", "top_k", "top_p", "typical_p",
+    "watermarking_config",
+})
+# fmt: on
+
+_POSITIVE = (
+    "vocab_size",
+    "max_encoder_position_embeddings",
+    "max_decoder_position_embeddings",
+    "encoder_layers",
+    "encoder_ffn_dim",
+    "encoder_attention_heads",
+    "decoder_layers",
+    "decoder_ffn_dim",
+    "decoder_attention_heads",
+    "d_model",
+)
+_PROBABILITIES = (
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "classifier_dropout",
+)
+_ALIASES = {
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "initializer_range": "init_std",
+    "num_hidden_layers": "encoder_layers",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class LEDConfig:
+    """Describe one LED model: sizes, windows, dropout and token ids, under their published names.
+
+    Keys of a published config.json that this class does not know are kept in `extra` and written
+    back; keys that steer decoding are kept in `generation_defaults` and written back too. Unknown
+    keyword arguments are errors.
+    Units: `attention_window` is two-sided and counts tokens; `radii` is one-sided.
+    Raises: ConfigError for unknown names and for values outside their range.
+    Source: transformers 5.23 `LEDConfig` (names and defaults); Longformer, arXiv:2004.05150.
+    """
+
+    vocab_size: int = 50265
+    max_encoder_position_embeddings: int = 16384
+    max_decoder_position_embeddings: int = 1024
+    encoder_layers: int = 12
+    encoder_ffn_dim: int = 4096
+    encoder_attention_heads: int = 16
+    decoder_layers: int = 12
+    decoder_ffn_dim: int = 4096
+    decoder_attention_heads: int = 16
+    encoder_layerdrop: float = 0.0
+    decoder_layerdrop: float = 0.0
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    activation_function: str = "gelu"
+    d_model: int = 1024
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    init_std: float = 0.02
+    decoder_start_token_id: int = 2
+    classifier_dropout: float = 0.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    attention_window: int | list[int] = 512
+    tie_word_embeddings: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+
+    model_type: ClassVar[str] = "led"
+
+    def __new__(cls, *_args: Any, **options: Any) -> Self:
+        # The generated __init__ would answer an unknown name with a bare TypeError.
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(_unknown(name, known))
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    # The names under which shared code of the published library reads the same fields.
+    @property
+    def hidden_size(self) -> int:
+        """Return `d_model`."""
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Return `encoder_attention_heads`."""
+        return self.encoder_attention_heads
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Return `encoder_layers`."""
+        return self.encoder_layers
+
+    @property
+    def attention_probs_dropout_prob(self) -> float:
+        """Return `attention_dropout`."""
+        return self.attention_dropout
+
+    @property
+    def initializer_range(self) -> float:
+        """Return `init_std`."""
+        return self.init_std
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Return the longest document that the encoder takes, in tokens."""
+        return self.max_encoder_position_embeddings
+
+    @property
+    def radii(self) -> tuple[int, ...]:
+        """Return how many tokens each encoder layer sees on either side of a token."""
+        return tuple(window // 2 for window in self._windows())
+
+    def check(self) -> None:
+        """Raise ConfigError for the first field outside its range."""
+        for name in _POSITIVE:
+            _check_integer(name, getattr(self, name), minimum=1)
+        for name in _PROBABILITIES:
+            _check_number(name, getattr(self, name), "between 0 and 1", 0.0, 1.0)
+        _check_number("init_std", self.init_std, "0 or greater", 0.0, float("inf"))
+        if not isinstance(self.activation_function, str):
+            raise ConfigError(
+                f"activation_function is {self.activation_function!r}; give a name such as 'gelu'"
+            )
+        if self.is_encoder_decoder is not True:
+            raise ConfigError("is_encoder_decoder must be true: LED has an encoder and a decoder")
+        self._check_heads()
+        self._check_token_ids()
+        self._windows()
+
+    def _check_heads(self) -> None:
+        for side in ("encoder", "decoder"):
+            heads = getattr(self, f"{side}_attention_heads")
+            if self.d_model % heads:
+                raise ConfigError(
+                    f"d_model {self.d_model} is not divisible by {side}_attention_heads {heads}; "
+                    "each head takes an equal share of d_model"
+                )
+
+    def _check_token_ids(self) -> None:
+        ids: dict[str, Iterable[Any]] = {
+            "decoder_start_token_id": [self.decoder_start_token_id],
+            "pad_token_id": [] if self.pad_token_id is None else [self.pad_token_id],
+            "bos_token_id": [] if self.bos_token_id is None else [self.bos_token_id],
+            "eos_token_id": self.eos_token_ids,
+        }
+        for name, values in ids.items():
+            for value in values:
+                _check_integer(name, value, minimum=0)
+                if value >= self.vocab_size:
+                    raise ConfigError(
+                        f"{name} {value} is outside the vocabulary; "
+                        f"it must be below vocab_size {self.vocab_size}"
+                    )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return every id that ends a sequence; empty when there is none."""
+        if self.eos_token_id is None:
+            return ()
+        if isinstance(self.eos_token_id, list):
+            return tuple(self.eos_token_id)
+        return (self.eos_token_id,)
+
+    def _windows(self) -> tuple[int, ...]:
+        window = self.attention_window
+        if isinstance(window, list | tuple):
+            windows = tuple(window)
+        else:
+            windows = (window,) * self.encoder_layers
+        if len(windows) != self.encoder_layers:
+            raise ConfigError(
+                f"attention_window lists {len(windows)} windows for {self.encoder_layers} encoder "
+                "layers; give one per layer, or a single number"
+            )
+        for window in windows:
+            _check_integer("attention_window", window, minimum=2)
+            if window % 2:
+                raise ConfigError(
+                    f"attention_window {window} is odd; a window is two equal sides, so it is even"
+                )
+        return windows
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read the content of a published config.json.
+
+        Raises: ConfigError for another `model_type` and for values outside their range.
+        """
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ConfigError(
+                f"config.json describes a model of type {model_type!r}; this class reads "
+                f"{cls.model_type!r} only; choose a directory with an LED model"
+            )
+        names = {f.name for f in fields(cls)} - {"extra", "generation_defaults"}
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        generation: dict[str, Any] = {}
+        for key, value in values.items():
+            name = _ALIASES.get(key, key)
+            if name in names:
+                if known.get(name, value) != value:
+                    raise ConfigError(
+                        f"config.json gives {name} twice, as {known[name]!r} and as {value!r} "
+                        f"({key} is another name for it); remove one"
+                    )
+                known[name] = value
+            elif key in _GENERATION_KEYS:
+                generation[key] = value
+            elif key != "model_type":
+                extra[key] = value
+        return cls(**known, extra=extra, generation_defaults=generation)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Read `config.json` of a local model directory.
+
+        Raises: ConfigError when the file is missing, is not JSON, or describes another model.
+        """
+        return cls.from_dict(read_json(Path(directory) / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json: all fields, generation keys and extra keys."""
+        self.check()
+        own = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("extra", "generation_defaults")
+        }
+        values = {**self.extra, **self.generation_defaults, **own, "model_type": self.model_type}
+        return dict(sorted(values.items()))
+
+    def save_pretrained(
+        self, directory: str | Path, *, architecture: str | None = None, dtype: str | None = None
+    ) -> None:
+        """Write `config.json`, naming the class and the dtype of the weights beside it when given.
+
+        Readers of published directories load the weights in the dtype named here, so a model that
+        was converted must not keep the old name.
+        """
+        values = self.to_dict()
+        if architecture is not None:
+            values["architectures"] = [architecture]
+        if dtype is not None:
+            values.pop("torch_dtype", None)
+            values["dtype"] = dtype
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        (path / "config.json").write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object from a file of a model directory.
+
+    Raises: ConfigError when the file is missing or holds anything but a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} does not exist; a model directory holds {path.name} beside its weights"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}; it must be one JSON object")
+    return values
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if name in _ALIASES:
+        return f"LEDConfig calls {name!r} {_ALIASES[name]!r}; use that name"
+    if name in _GENERATION_KEYS:
+        return f"{name!r} steers decoding, not the model; set it on GenerationConfig"
+    return f"LEDConfig has no option {name!r}{did_you_mean(name, known)}"
+
+
+def _check_integer(name: str, value: Any, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, {minimum} or greater")
+
+
+def _check_number(name: str, value: Any, limit: str, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}; it must be a number {limit}")

@@ -1,0 +1,95 @@
+"""What all models share: initial weights, reading and writing model directories."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longformer_core.checkpoint import load_into, read_state_dict, resolve, write_state_dict
+from longformer_core.config import LEDConfig
+from longformer_core.errors import ConfigError, did_you_mean
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation function of a published name.
+
+    Raises: ConfigError for a name that is not known.
+    """
+    if name not in _ACTIVATIONS:
+        raise ConfigError(
+            f"there is no activation function {name!r}{did_you_mean(name, _ACTIVATIONS)}; "
+            f"choose one of {sorted(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+class PretrainedModel(nn.Module):
+    """A model that lives in a directory: `config.json` and weights under their published names."""
+
+    # State-dict names that a published checkpoint may lack; they are zeros then.
+    _optional_weights: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Keep the config; subclasses build their modules and then call `init_weights`."""
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights live."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Load a model for inference from a directory, a hub id or a URL (see `resolve`).
+
+        Raises: ConfigError, CheckpointError when config or weights are missing or do not fit.
+        """
+        path = resolve(directory)
+        # On the meta device nothing is drawn or copied before the real weights arrive.
+        with torch.device("meta"):
+            model = cls(LEDConfig.from_pretrained(path)).to(dtype)
+        load_into(model, read_state_dict(path), optional=cls._optional_weights)
+        return model.to(device).eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, readable by transformers as well."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        self.config.save_pretrained(directory, architecture=type(self).__name__, dtype=dtype)
+        write_state_dict(self, directory)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw weights as published: normal with `init_std`, zero biases and padding rows."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,1 @@
+"""Ray graphs over `longformer_core`, and what they read, write and account for."""

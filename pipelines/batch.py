@@ -1,0 +1,453 @@
+"""The batch graph: read, tokenize, generate, write, over any task.
+
+    Parquet row groups -> Tokenize (CPU tasks) -> Generate (an actor per worker) -> Parquet files
+
+The four are separate Ray Data operators on a first run and on a resume. Rows stay Arrow from end
+to end, one row per document, so that Ray's row-id checkpoint holds.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.checkpoint import CheckpointConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.audit import Written, audit, read_written, write_dead_letter
+from pipelines.cluster import Cluster, check_visible, connect
+from pipelines.corpus import ID, Corpus, ParquetCorpus
+from pipelines.errors import BudgetExceeded, PipelineError, Refused, RunFailed
+from pipelines.ledger import Ledger, Snapshot, Tally
+from pipelines.progress import show_progress
+from pipelines.runs import (
+    InputEntry,
+    Manifest,
+    ManifestRows,
+    Run,
+    SkippedEntry,
+    TokenCounts,
+    inspect_run,
+    open_run,
+)
+from pipelines.stages import Generate, Task, Tokenize
+from pipelines.storage import Location
+from pipelines.watch import Watch, WatchCallback, budget_message, counts
+
+logger = logging.getLogger(__name__)
+
+# Ray merges neighbouring operators whose resources are equal, and a merged operator is one task
+# from read to write: nothing is durable before its end. So no two neighbours ask for the same.
+# Reading and writing wait for disks and networks: they ask for no CPU, so that a write is never
+# kept waiting (what is generated and not written is lost by a kill) and a reader that is held
+# back never sits on the CPU that the next operator needs to take its rows. Tokenizing keeps Ray's
+# default of one CPU, for then Ray merges the cut into blocks of N rows with it.
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How to run; none of it can change a row, so all of it may change on a resume."""
+
+    device: str
+    num_workers: int | None = None
+    rows_per_block: int | None = None
+    max_errors: str = "1%"
+    stall_timeout_s: float = 120.0
+    address: str | None = None
+    new_run: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run came to."""
+
+    location: Location
+    manifest: Manifest
+    resumed_rows: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run takes of the cluster."""
+
+    num_workers: int
+    device: str
+    num_threads: int  # of torch, in each worker on a CPU
+    worker_cpus: float
+    worker_memory_bytes: int
+    rows_per_block: int
+
+    @property
+    def blocks_at_risk(self) -> int:
+        """Most blocks whose work a kill can undo: what the workers run and what waits to be
+        written."""
+        return 2 * 2 * self.num_workers
+
+
+def plan_resources(
+    num_rows: int,
+    *,
+    num_workers: int | None,
+    rows_per_block: int | None,
+    device: str,
+    num_cpus: float,
+    num_cores: int,
+    num_gpus: float,
+    worker_memory_bytes: int,
+) -> Resources:
+    """Divide a cluster of `num_cpus` logical CPUs (on `num_cores` cores) among the operators.
+
+    The checkpoint filter of a resume takes a CPU and so does the widest of the other operators;
+    what is left is the workers'. Where nothing is left the workers ask for none: they set their
+    threads themselves, and a plan that hangs for want of a logical CPU helps nobody.
+    Raises: RunFailed if there are fewer GPUs than workers.
+    """
+    if device == "cuda":
+        count = num_workers or max(1, int(num_gpus))
+        if count > num_gpus:
+            raise RunFailed(f"{count} workers need a GPU each, the cluster has {num_gpus:g}")
+        threads, cpus = 1, min(1.0, _share(num_cpus, count))
+    else:
+        count = num_workers or max(1, num_cores // 8)
+        threads = max(1, num_cores // count)
+        cpus = float(min(threads, int(_share(num_cpus, count))))
+    rows = rows_per_block or min(max(num_rows // (32 * count), 8), 128)
+    return Resources(count, device, threads, cpus, max(1, worker_memory_bytes), rows)
+
+
+def _share(num_cpus: float, num_workers: int) -> float:
+    return max(0.0, (num_cpus - 2) / num_workers)
+
+
+def start_ledger(max_failed: int, failed_before: int) -> Any:
+    """The ledger lives on the driver's node: it must outlive every worker node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
+    return actor.remote(max_failed, failed_before)
+
+
+def configure(run: Run) -> None:
+    """Set Ray Data up for a run: checkpoint, watch, no bars and no retries of its own."""
+    context = DataContext.get_current()
+    checkpoint = CheckpointConfig(
+        ID,
+        run.checkpoint.path,
+        delete_checkpoint_on_success=False,
+        override_filesystem=run.location.filesystem,
+    )
+    checkpoint.checkpoint_actor_pool_max_size = 1
+    checkpoint.checkpoint_actor_memory_bytes = 64 * 2**20
+    context.checkpoint_config = checkpoint
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0
+    context.execution_options.preserve_order = False
+    context.custom_execution_callback_classes = [WatchCallback]
+    # Their advice about memory and idle operators is for people who write graphs, not for users.
+    context.issue_detectors_config.detectors = []
+
+
+def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Dataset:
+    """The graph up to the write."""
+    kept = corpus.kept_schema
+    rows = resources.rows_per_block
+    gpus = {"num_gpus": 1} if resources.device == "cuda" else {}
+    num_row_groups = sum(1 for f in corpus.files for _, count in f.row_groups if count)
+    return (
+        ray.data.read_datasource(
+            # One block per task: left to itself Ray cuts each task's rows into blocks to make up
+            # the parallelism it wishes for.
+            ParquetCorpus(corpus),
+            num_cpus=0,
+            concurrency=min(resources.num_workers + 1, num_row_groups),
+            override_num_blocks=num_row_groups,
+        )
+        .map_batches(
+            Tokenize(task, kept.names),
+            batch_size=rows,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+        )
+        .repartition(target_num_rows_per_block=rows)
+        .map_batches(
+            Generate,
+            fn_constructor_args=(task, ledger, resources.device, resources.num_threads, kept),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=resources.worker_cpus,
+            memory=resources.worker_memory_bytes,
+            compute=ActorPoolStrategy(size=resources.num_workers, max_tasks_in_flight_per_actor=2),
+            **gpus,
+        )
+    )
+
+
+def write(dataset: Dataset, run: Run) -> None:
+    """Run the graph to its end. Append only: every other mode loses rows on a resume."""
+    dataset.write_parquet(
+        run.output.path,
+        filesystem=run.location.filesystem,
+        mode="append",
+        try_create_dir=False,
+        ray_remote_args={"num_cpus": 0},
+    )
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+def run_batch(
+    task: Task,
+    corpus: Corpus,
+    location: Location,
+    *,
+    fingerprint: dict[str, Any],
+    recorded: dict[str, Any],
+    options: BatchOptions,
+) -> Report:
+    """Run a task over a corpus into a run directory, or go on where an earlier attempt ended.
+
+    `fingerprint` is what can change a row; `recorded` are the options as the user gave them.
+    Raises: Refused before any work, BudgetExceeded, RunFailed. The directory stays resumable.
+    """
+    skipped = list(corpus.skipped)
+    max_failed = allowed_failures(options.max_errors, corpus.num_rows)
+    found = inspect_run(location, fingerprint, new_run=options.new_run, skipped=skipped)
+    if found.completed:
+        return Report(location, read_manifest(location), corpus.num_rows)
+    with open_run(location, fingerprint, recorded, new_run=options.new_run, skipped=skipped) as run:
+        attempt = _Attempt(run, task, corpus, fingerprint, max_failed)
+        with _ended_by_signals(attempt):
+            return attempt.execute(options)
+
+
+class _Attempt:
+    """One attempt at a run, from opening the directory to `_SUCCESS`."""
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        corpus: Corpus,
+        fingerprint: dict[str, Any],
+        max_failed: int,
+    ) -> None:
+        self.run, self.task, self.corpus = run, task, corpus
+        self.fingerprint, self.max_failed = fingerprint, max_failed
+        self.total = Tally()
+        self.timings: dict[str, float] = {}
+
+    def execute(self, options: BatchOptions) -> Report:
+        try:
+            self.run.clear_pending()
+            before = read_written(self.run.committed_files()).tally
+            self.total = before
+            self._status("running")
+            if before.rows < self.corpus.num_rows and before.failed <= self.max_failed:
+                self._run_graph(options, before)
+            return self._finalize(before)
+        except BudgetExceeded as error:
+            self._close("failed", audit(self.run, self.corpus, complete=False))
+            self._status("failed", str(error))
+            raise
+        except PipelineError as error:
+            self._status("failed", str(error))
+            raise
+        except (ray.exceptions.RayError, OSError) as error:
+            message = root_cause(error)
+            self._status("failed", message)
+            raise RunFailed(f"{message}\nthe same command goes on from here") from error
+
+    def _run_graph(self, options: BatchOptions, before: Tally) -> None:
+        started = time.monotonic()
+        with connect(options.address) as cluster:
+            check_visible([self.run.location, self.corpus.root, *self.task.locations()])
+            resources = _resources(self.task, self.corpus, options, cluster)
+            configure(self.run)
+            ledger = start_ledger(self.max_failed, before.failed)
+            dataset = build(self.task, self.corpus, resources, ledger)
+            self._announce(resources, before)
+            self.timings["start_s"] = time.monotonic() - started
+            started = time.monotonic()
+            rows_in = self.corpus.num_rows
+            with show_progress(rows_in, before) as show:
+                watch = Watch(
+                    self.run,
+                    ledger,
+                    rows_in=rows_in,
+                    before=before,
+                    stall_timeout_s=options.stall_timeout_s,
+                    show=show,
+                )
+                try:
+                    with watch:
+                        write(dataset, self.run)
+                finally:
+                    self.total = watch.total
+                    self._note_times(watch.snapshot, time.monotonic() - started, resources)
+
+    def _announce(self, resources: Resources, before: Tally) -> None:
+        """What a reader of the log needs to know before the first row."""
+        rows = self.corpus.num_rows
+        done = f", {before.rows} done before" if before.rows else ""
+        print(
+            f"{rows} rows{done}; {resources.num_workers} worker(s) on {resources.device}, "
+            f"{resources.rows_per_block} rows a block; a kill undoes at most "
+            f"{resources.blocks_at_risk} blocks of work",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _note_times(self, snapshot: Snapshot | None, graph_s: float, use: Resources) -> None:
+        self.timings["graph_s"] = graph_s
+        if snapshot is not None:
+            self.timings["model_load_s"] = snapshot.load_s / use.num_workers
+            self.timings["generate_s"] = snapshot.done.generate_s / use.num_workers
+
+    def _finalize(self, before: Tally) -> Report:
+        self._status("finalizing")
+        started = time.monotonic()
+        written = audit(self.run, self.corpus, complete=self.total.failed <= self.max_failed)
+        self.total = written.tally
+        self.timings["finalize_s"] = time.monotonic() - started
+        if written.tally.failed > self.max_failed:
+            samples = {e["type"]: e["message"] for e in written.errors.values()}
+            raise BudgetExceeded(budget_message(written.tally, samples))
+        manifest = self._close("completed", written)
+        self.run.mark_success()
+        self._status("completed")
+        return Report(self.run.location, manifest, before.rows)
+
+    def _close(self, state: Any, written: Written) -> Manifest:
+        write_dead_letter(self.run, self.corpus, written.errors)
+        self.total = written.tally
+        corpus, tally = self.corpus, written.tally
+        manifest = Manifest(
+            run_id=self.run.run_id,
+            status=state,
+            fingerprint=self.fingerprint,
+            rows=ManifestRows(
+                rows_in=corpus.num_rows,
+                ok=tally.rows - tally.failed,
+                failed=tally.failed,
+                truncated=written.truncated,
+            ),
+            errors=dict(tally.errors),
+            tokens=TokenCounts(tokens_in=tally.tokens_in, out=tally.tokens_out),
+            timings={name: round(value, 3) for name, value in self.timings.items()},
+            versions=versions(),
+            input=[
+                InputEntry(path=f.name, rows=f.num_rows, bytes=f.num_bytes) for f in corpus.files
+            ],
+            skipped=[SkippedEntry(path=p, reason=r) for p, r in corpus.skipped.items()],
+            files=written.files,
+        )
+        self.run.write_manifest(manifest)
+        return manifest
+
+    def _status(self, state: Any, message: str = "") -> None:
+        try:
+            self.run.write_status(state, *counts(self.corpus.num_rows, self.total), message)
+        except OSError as error:  # a full disk must not hide the error that filled it
+            logger.warning("status cannot be written: %s", error)
+
+    def end_by_signal(self, number: int) -> NoReturn:
+        """Say so on the disk first: whoever sent the signal may not wait long."""
+        self._status("cancelled", f"ended by {signal.Signals(number).name}")
+        with contextlib.suppress(OSError):
+            self.run.ownership.release()
+        print("cancelled; the same command goes on from here", file=sys.stderr, flush=True)
+        ending = threading.Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(timeout=1.5)
+        os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(attempt: _Attempt) -> Iterator[None]:
+    """SIGTERM and SIGINT end the process at once, with the status written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    old = {n: signal.signal(n, lambda number, _: attempt.end_by_signal(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _resources(task: Task, corpus: Corpus, options: BatchOptions, cluster: Cluster) -> Resources:
+    return plan_resources(
+        corpus.num_rows,
+        num_workers=options.num_workers,
+        rows_per_block=options.rows_per_block,
+        device=options.device,
+        num_cpus=cluster.num_cpus,
+        num_cores=cluster.num_cores,
+        num_gpus=cluster.num_gpus,
+        worker_memory_bytes=task.worker_memory_bytes(),
+    )
+
+
+def allowed_failures(max_errors: str, num_rows: int) -> int:
+    """`N` rows, or `P%` of all rows, rounded down.
+
+    Raises: Refused if it is neither.
+    """
+    text = max_errors.strip()
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if 0 <= share <= 100:
+                return int(num_rows * share / 100)
+        elif int(text) >= 0:
+            return int(text)
+    except ValueError:
+        pass
+    raise Refused(f"--max-errors {max_errors!r}: give a number of rows or a percentage like 1%")
+
+
+def check_room(location: Location, num_bytes: int) -> list[str]:
+    """Is there room for the output on a local disk?"""
+    if not location.is_local:
+        return []
+    path = location.path
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    free = shutil.disk_usage(path).free
+    if free >= num_bytes:
+        return []
+    return [f"{location}: {free:,} bytes free, the output may need {num_bytes:,}"]
+
+
+def read_manifest(location: Location) -> Manifest:
+    return Manifest.model_validate_json(location.join("_manifest.json").read_bytes())
+
+
+def root_cause(error: BaseException) -> str:
+    """The message a user can act on, from below Ray's wrapping."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def versions() -> dict[str, str]:
+    names = ("longhaul", "ray", "torch", "tokenizers", "pyarrow")
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

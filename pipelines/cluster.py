@@ -1,0 +1,169 @@
+"""The Ray cluster of a run: one that was named, or an embedded one that ends with the run.
+
+Never one that happens to be there: `ray.init()` without an address joins any cluster it finds.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.errors import Refused
+from pipelines.storage import Location
+
+logger = logging.getLogger(__name__)
+
+# The embedded cluster has two logical CPUs more than cores: the checkpoint filter of a resume and
+# the tokenizer each hold one, mostly idle, beside a worker that keeps the cores busy.
+EXTRA_CPUS = 2
+# What a resume needs beside the workers, which do with none.
+MIN_CPUS = 2
+_OBJECT_STORE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run can be planned on."""
+
+    num_cpus: float
+    num_gpus: float
+    num_cores: int  # of one node: what a worker's threads may use
+    embedded: bool
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Cluster]:
+    """Join the cluster at `address` or RAY_ADDRESS, else run an embedded one for this block.
+
+    Raises: Refused if the cluster cannot be joined or is too small for a resume to be scheduled.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    _quiet()
+    try:
+        with _joined(address) if address else _embedded():
+            cluster = _measure(embedded=not address)
+            if cluster.num_cpus < MIN_CPUS:
+                raise Refused(
+                    f"the cluster has {cluster.num_cpus:g} CPUs; a run needs {MIN_CPUS}: one for "
+                    "the tokenizer, one for the checkpoint filter of a resume"
+                )
+            yield cluster
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray Data tells its own story on the console; a run has one story, and Ray's log files stay."""
+    for name in ("ray.data", "ray.train", "ray"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL)
+    # Ray Data hands every actor pool its context through the object store and Ray's core calls
+    # that an error. It is lost with the driver's node only, and then the run is lost too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    if address.startswith("ray://"):
+        raise Refused(f"{address}: submit the job to the cluster (ray job submit) instead")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+        raise Refused(f"cannot join the Ray cluster at {address}: {error}") from error
+    yield
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[None]:
+    # Worker processes import this very checkout or installation.
+    root = str(Path(__file__).resolve().parent.parent)
+    search = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(search)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with tempfile.TemporaryDirectory(prefix="longhaul-") as private:
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Ray turns token authentication on by itself here (set now, after its import, the mode
+            # would reach the children and not this process). Left to itself it would also write a
+            # token that everybody may read to the home directory, and say so in a warning.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+            token = Path(private, "token")
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32))
+            environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.update(environment)
+        ray.init(
+            address="local",
+            num_cpus=num_cores() + EXTRA_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=_object_store_bytes(),
+        )
+        yield
+
+
+def _object_store_bytes() -> int:
+    pages, page = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return min(_OBJECT_STORE_BYTES, int(pages * page * 0.3))
+
+
+def _measure(*, embedded: bool) -> Cluster:
+    have = ray.cluster_resources()
+    if embedded:
+        return Cluster(have["CPU"], have.get("GPU", 0.0), num_cores(), True)
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    widest = int(max(n.get("CPU", 1.0) for n in nodes))
+    return Cluster(have.get("CPU", 0.0), have.get("GPU", 0.0), max(1, widest), False)
+
+
+def has_gpu(address: str | None) -> bool:
+    """Has the cluster at `address` or RAY_ADDRESS a GPU, or without either, this machine?"""
+    if address or "RAY_ADDRESS" in os.environ:
+        with connect(address) as cluster:
+            return cluster.num_gpus > 0
+    return torch.cuda.is_available()
+
+
+def check_visible(locations: Sequence[Location]) -> None:
+    """Ask every node whether it sees these local paths.
+
+    Raises: Refused naming the nodes that do not.
+    """
+    paths = [loc.path for loc in locations if loc.is_local]
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    if not paths or len(nodes) < 2:
+        return
+    probe = ray.remote(num_cpus=0)(_missing)
+    asked = {
+        node["NodeManagerAddress"]: probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(paths)
+        for node in nodes
+    }
+    problems = [
+        f"{path}: node {address} does not see it; use a shared file system or an object store"
+        for address, answer in asked.items()
+        for path in ray.get(answer, timeout=60.0)
+    ]
+    if problems:
+        raise Refused(problems)
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [p for p in paths if not os.path.exists(p)]

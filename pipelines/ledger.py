@@ -1,0 +1,136 @@
+"""The ledger of a batch run: one small actor that outlives the workers.
+
+Workers tell it what they begin and finish. From that it knows how far the run is, whether the
+error budget is spent, and, when a worker process dies, which block it died on: the block is then
+run one document at a time, and a document that was alone when its worker died is given up.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Order:
+    """How to run a block. `given_up` documents have killed their worker and are not run again."""
+
+    one_by_one: bool = False
+    given_up: frozenset[str] = frozenset()
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a finished block, or a whole run so far, amounts to."""
+
+    rows: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    generate_s: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.rows + other.rows,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.errors + other.errors,
+            self.generate_s + other.generate_s,
+        )
+
+    @property
+    def failed(self) -> int:
+        return self.errors.total()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The ledger at one moment. `moved` changes whenever anything moved."""
+
+    done: Tally
+    moved: int
+    num_loading: int
+    num_deaths: int
+    load_s: float
+    samples: dict[str, str]  # error type -> one message
+    num_begun: int
+    over_budget: bool
+
+
+class Ledger:
+    """Runs as an actor of the driver's node, without a CPU of its own."""
+
+    def __init__(self, max_failed: int, failed_before: int) -> None:
+        self._max_failed, self._failed_before = max_failed, failed_before
+        self._done: dict[str, Tally] = {}
+        self._total = Tally()
+        self._running: dict[str, str | None] = {}  # block -> the document alone in it, if any
+        self._deaths: Counter[str] = Counter()  # of blocks
+        self._given_up: dict[str, set[str]] = {}
+        self._num_begun = 0
+        self._samples: dict[str, str] = {}
+        self._loading: dict[str, float] = {}
+        self._load_s = 0.0
+        self._moved = 0
+
+    def loading(self, worker: str) -> None:
+        self._moved += 1
+        self._loading.setdefault(worker, time.monotonic())
+
+    def loaded(self, worker: str) -> None:
+        self._moved += 1
+        self._load_s += time.monotonic() - self._loading.pop(worker, time.monotonic())
+
+    def begin(self, block: str) -> Order:
+        """A worker starts on a block. A block that is running already lost its worker."""
+        self._moved += 1
+        if self._over_budget():
+            return Order(stop=True)
+        if block in self._running:
+            self._deaths[block] += 1
+            alone = self._running[block]
+            if alone is not None:
+                self._given_up.setdefault(block, set()).add(alone)
+        self._running[block] = None
+        self._num_begun += 1
+        return Order(bool(self._deaths[block]), frozenset(self._given_up.get(block, ())))
+
+    def alone(self, block: str, document: str) -> None:
+        """The worker of a block now runs this one document and nothing else."""
+        self._moved += 1
+        self._running[block] = document
+
+    def moved(self) -> None:
+        """Something went on inside a block: no result yet, but no stall either."""
+        self._moved += 1
+
+    def finish(self, block: str, tally: Tally, samples: dict[str, str]) -> None:
+        self._moved += 1
+        self._running.pop(block, None)
+        if block not in self._done:  # a block run again after its node was lost counts once
+            self._done[block] = tally
+            self._total = self._total + tally
+        self._samples = samples | self._samples
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            done=self._total,
+            moved=self._moved,
+            num_loading=len(self._loading),
+            num_deaths=self._deaths.total(),
+            load_s=self._load_s,
+            samples=self._samples,
+            num_begun=self._num_begun,
+            over_budget=self._over_budget(),
+        )
+
+    def _over_budget(self) -> bool:
+        return self._failed_before + self._total.failed > self._max_failed
+
+
+def call(actor: Any, method: str, *args: Any) -> Any:
+    """Call the ledger and wait for the answer."""
+    import ray
+
+    return ray.get(getattr(actor, method).remote(*args))

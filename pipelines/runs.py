@@ -1,0 +1,452 @@
+"""A run directory: who owns it, what it was started with, how far it is.
+
+    config.yaml        what the run was started with: options and fingerprint
+    output/            every input row once, good or failed
+    dead_letter/       the failed rows again with their input columns, to be run again alone
+    metrics/           <attempt>-<n>.jsonl, whole files (object stores cannot append)
+    status.json        the state, for anybody who looks
+    _owner.json        the one process that may write here
+    _checkpoint/       Ray Data's row-id checkpoint
+    _manifest.json     the list of files that make the result
+    _SUCCESS           last; before it nothing here is a result
+
+The Arrow schemas and JSON models of this module are the contract that users script against.
+"""
+
+import contextlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import Refused
+from pipelines.storage import Location
+
+# Raised when the same input and options would give other rows than the release before.
+OUTPUT_VERSION = 1
+
+STAGES = ("read", "tokenize", "generate", "write")
+ERROR_TYPES = (
+    "NullText",
+    "EmptyText",  # blank counts
+    "TooLong",
+    "NonFinite",
+    "OutOfMemory",
+    "WorkerDied",
+    "ModelError",
+    "ReadError",  # a page of the input that does not decode
+)
+ERROR = pa.struct(
+    [
+        pa.field("stage", pa.string()),
+        pa.field("type", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+COUNT_FIELDS = (
+    pa.field("num_tokens_in", pa.int32()),
+    pa.field("num_tokens_out", pa.int32()),
+    pa.field("num_windows", pa.int32()),
+    pa.field("truncated", pa.bool_()),
+    pa.field("coverage", pa.float64()),
+    pa.field("error", ERROR),
+)
+
+State = Literal["validating", "running", "finalizing", "completed", "failed", "cancelled"]
+
+
+def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:
+    """The schema of `output/`: id, the task's columns, counts and error, the kept columns."""
+    return pa.schema(
+        [pa.field("id", pa.string(), nullable=False), *task_columns, *COUNT_FIELDS, *kept]
+    )
+
+
+def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
+    """A value of the `error` column."""
+    assert stage in STAGES, stage
+    assert kind in ERROR_TYPES, kind
+    return {"stage": stage, "type": kind, "message": message}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RowCounts(_Model):
+    """`in` is a Python keyword, hence the alias."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    rows_in: int = Field(0, alias="in")
+    ok: int = 0
+    failed: int = 0
+
+
+class ManifestRows(RowCounts):
+    truncated: int = 0
+
+
+class TokenCounts(_Model):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    tokens_in: int = Field(0, alias="in")
+    out: int = 0
+
+
+class Status(_Model):
+    """status.json."""
+
+    status: State
+    run_id: str
+    attempt: int
+    rows: RowCounts = RowCounts()
+    tokens: TokenCounts = TokenCounts()
+    started: float
+    updated: float
+    message: str = ""
+
+
+class InputEntry(_Model):
+    path: str
+    rows: int
+    bytes: int
+
+
+class SkippedEntry(_Model):
+    path: str
+    reason: str
+
+
+class FileEntry(_Model):
+    path: str
+    rows: int
+    bytes: int
+    xxh64: str
+
+
+class Manifest(_Model):
+    """_manifest.json: readers take the files listed here, once `_SUCCESS` stands beside it."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    status: State
+    fingerprint: dict[str, Any]
+    rows: ManifestRows
+    errors: dict[str, int]
+    tokens: TokenCounts
+    timings: dict[str, float]
+    versions: dict[str, str]
+    input: list[InputEntry]
+    skipped: list[SkippedEntry]
+    files: list[FileEntry]
+
+
+class Owner(_Model):
+    """_owner.json: the process that may write to the run directory."""
+
+    owner_id: str
+    host: str
+    pid: int
+    process_birth: str
+    heartbeat: float
+
+
+# --- ownership --------------------------------------------------------------------------------
+
+HEARTBEAT_S = 5.0
+STALE_AFTER_S = 60.0
+# Between writing one's name and reading it back. A rival that looked before we wrote has written
+# by then, and whoever reads another name steps back.
+_SETTLE_S = 1.0
+
+
+def _host() -> str:
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}"
+    return socket.gethostname()
+
+
+def _process_birth(pid: int) -> str | None:
+    """When a process of this host was started; None if it is gone (a zombie is gone)."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return "alive"
+        return "alive"
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+class Ownership:
+    """The right to write to a run directory: one process at a time, by heartbeat."""
+
+    def __init__(self, run_directory: Location) -> None:
+        self._file = run_directory.join("_owner.json")
+        pid = os.getpid()
+        self._me = Owner(
+            owner_id=uuid.uuid4().hex,
+            host=_host(),
+            pid=pid,
+            process_birth=_process_birth(pid) or "",
+            heartbeat=time.time(),
+        )
+
+    def claim(self) -> None:
+        """Become the owner.
+
+        Raises: Refused while another owner lives: its process on this host, or elsewhere a
+        heartbeat younger than 60 s.
+        """
+        holder = self._read()
+        if holder is not None and self._lives(holder):
+            raise Refused(self._taken(holder))
+        self._write()
+        time.sleep(_SETTLE_S)
+        holder = self._read()
+        if holder is None or holder.owner_id != self._me.owner_id:
+            raise Refused(self._taken(holder))
+
+    def beat(self) -> bool:
+        """Renew the heartbeat; False if another process has taken the directory over."""
+        holder = self._read()
+        if holder is not None and holder.owner_id != self._me.owner_id:
+            return False
+        self._write()
+        return True
+
+    def release(self) -> None:
+        holder = self._read()
+        if holder is not None and holder.owner_id == self._me.owner_id:
+            self._file.filesystem.delete_file(self._file.path)
+
+    def _write(self) -> None:
+        self._me.heartbeat = time.time()
+        self._file.write_json(self._me.model_dump())
+
+    def _read(self) -> Owner | None:
+        try:
+            return Owner.model_validate_json(self._file.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _lives(self, holder: Owner) -> bool:
+        if holder.host == self._me.host:
+            return _process_birth(holder.pid) == holder.process_birth
+        return time.time() - holder.heartbeat < STALE_AFTER_S
+
+    def _taken(self, holder: Owner | None) -> str:
+        who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
+        return (
+            f"{self._file}: {who} is working on this run directory; wait for it, end it, "
+            "or choose another --output"
+        )
+
+
+# --- the directory ----------------------------------------------------------------------------
+
+
+class Run:
+    """A run directory that this process has opened."""
+
+    def __init__(self, location: Location, run_id: str, attempt: int) -> None:
+        self.location = location
+        self.run_id, self.attempt = run_id, attempt
+        self.ownership = Ownership(location)
+        self._started = time.time()
+        self._num_metrics = 0
+
+    @property
+    def output(self) -> Location:
+        return self.location.join("output")
+
+    @property
+    def dead_letter(self) -> Location:
+        return self.location.join("dead_letter")
+
+    @property
+    def checkpoint(self) -> Location:
+        return self.location.join("_checkpoint")
+
+    def write_status(
+        self, state: State, rows: RowCounts, tokens: TokenCounts, message: str = ""
+    ) -> None:
+        status = Status(
+            status=state,
+            run_id=self.run_id,
+            attempt=self.attempt,
+            rows=rows,
+            tokens=tokens,
+            started=self._started,
+            updated=time.time(),
+            message=message,
+        )
+        self.location.join("status.json").write_json(status.model_dump(by_alias=True))
+
+    def write_config(self, options: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+        config = {"run_id": self.run_id, "options": options, "fingerprint": fingerprint}
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        self.location.join("config.yaml").write_bytes(text.encode())
+
+    def write_metrics(self, lines: list[str]) -> None:
+        """One more whole file of metrics; nothing for no lines."""
+        if lines:
+            name = f"{self.attempt}-{self._num_metrics}.jsonl"
+            self.location.join("metrics", name).write_bytes("".join(lines).encode())
+            self._num_metrics += 1
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        self.location.join("_manifest.json").write_json(manifest.model_dump(by_alias=True))
+
+    def mark_success(self) -> None:
+        self.location.join("_SUCCESS").write_bytes(b"")
+
+    def committed_files(self) -> list[Location]:
+        """Output files whose rows Ray's checkpoint has committed, sorted by name.
+
+        A data file is `<base>-<i>.parquet`, its checkpoint `<base>.parquet`; while the commit is
+        pending the checkpoint is `<base>.pending.parquet` and the data file does not count.
+        """
+        committed = {
+            Path(i.path).name.removesuffix(".parquet")
+            for i in self.checkpoint.files()
+            if not i.path.endswith(".pending.parquet")
+        }
+        return [
+            self.output.join(Path(i.path).name)
+            for i in self.output.files()
+            if Path(i.path).stem.rpartition("-")[0] in committed
+        ]
+
+    def clear_pending(self) -> None:
+        """Remove what a killed attempt left half written, data first, its checkpoint after.
+
+        Ray does the same when it resumes; a run with nothing left to do does not start Ray.
+        """
+        filesystem = self.location.filesystem
+        pending = [i.path for i in self.checkpoint.files() if i.path.endswith(".pending.parquet")]
+        for path in pending:
+            base = Path(path).name.removesuffix(".pending.parquet")
+            for info in self.output.files():
+                if Path(info.path).stem.rpartition("-")[0] == base:
+                    filesystem.delete_file(info.path)
+            filesystem.delete_file(path)
+
+
+@contextlib.contextmanager
+def open_run(
+    location: Location,
+    fingerprint: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    new_run: bool,
+    skipped: Iterable[str] = (),
+) -> Iterator[Run]:
+    """Own a run directory for the length of the block: a new one, or this very run's.
+
+    Raises: Refused if the directory belongs to another run, to another owner, or cannot be
+    written.
+    """
+    found = inspect_run(location, fingerprint, new_run=new_run, skipped=skipped)
+    run = Run(location, found.run_id or uuid.uuid4().hex, found.attempt + 1)
+    try:
+        location.make_directory()
+        run.ownership.claim()
+    except OSError as error:
+        raise Refused(f"{location}: cannot be written: {error}") from error
+    try:
+        # The directory may have changed hands between the look above and the claim.
+        inspect_run(location, fingerprint, new_run=new_run, skipped=skipped)
+        run.output.make_directory()
+        if found.run_id is None:
+            run.write_config(options, fingerprint)
+        yield run
+    finally:
+        with contextlib.suppress(OSError):
+            run.ownership.release()
+
+
+class FoundRun(_Model):
+    """What a directory holds before it is opened."""
+
+    run_id: str | None = None
+    attempt: int = 0
+    completed: bool = False
+
+
+def inspect_run(
+    location: Location,
+    fingerprint: dict[str, Any],
+    *,
+    new_run: bool,
+    skipped: Iterable[str] = (),
+) -> FoundRun:
+    """Look at a directory without touching it.
+
+    `skipped` are input files left out as unreadable: a run may go on without them.
+    Raises: Refused if it is not empty and not a run with this fingerprint, or if `new_run` is
+    asked of a directory that holds rows.
+    """
+    config_file = location.join("config.yaml")
+    if not config_file.exists():
+        strangers = [
+            i.path for i in location.files() if not Path(i.path).name.startswith((".", "_"))
+        ]
+        if strangers:
+            raise Refused(
+                f"{location}: is not empty and not a run directory (it holds "
+                f"{Path(strangers[0]).name}); choose a new --output"
+            )
+        return FoundRun()
+    config = yaml.safe_load(config_file.read_bytes())
+    completed = location.join("_SUCCESS").exists()
+    if new_run and location.join("output").files():
+        raise Refused(
+            f"{location}: --new-run, but this directory holds rows; choose a new --output"
+        )
+    before = config["fingerprint"]
+    before["input"] = {k: v for k, v in before["input"].items() if k not in set(skipped)}
+    changed = differences(before, fingerprint)
+    if changed:
+        raise Refused(
+            [
+                f"{location}: was started with other settings: {'; '.join(changed)}",
+                "give the same settings to go on with it, or another --output for a new run",
+            ]
+        )
+    return FoundRun(run_id=config["run_id"], attempt=last_attempt(location), completed=completed)
+
+
+def last_attempt(location: Location) -> int:
+    try:
+        return int(Status.model_validate(location.join("status.json").read_json()).attempt)
+    except (FileNotFoundError, ValidationError, ValueError):
+        return 0
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What changed between two fingerprints, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys(), key=str):
+            inner = f"{name}.{key}" if name else str(key)
+            if key not in new:
+                found.append(f"{inner} is gone")
+            elif key not in old:
+                found.append(f"{inner} is new")
+            else:
+                found += differences(old[key], new[key], inner)
+        return found
+    return [] if old == new else [f"{name} was {old!r}, is {new!r}"]

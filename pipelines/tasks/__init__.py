@@ -1,0 +1,1 @@
+"""One file per task: row -> model inputs and model outputs -> columns, wherever the task runs."""

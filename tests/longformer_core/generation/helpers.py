@@ -1,0 +1,105 @@
+"""A tiny LED in both libraries, and the published library's decoding as the oracle."""
+
+import functools
+import random
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from longformer_core.config import LEDConfig
+from longformer_core.generation.config import GenerationConfig
+from longformer_core.generation.engine import Engine, Generation, Request
+from longformer_core.models.led import LEDForConditionalGeneration
+from tests.helpers import TINY
+
+VOCAB = 120
+SIZES: dict[str, Any] = {
+    **TINY,
+    "vocab_size": VOCAB,
+    "max_encoder_position_embeddings": 128,
+    "max_decoder_position_embeddings": 40,
+}
+Document = list[int]
+
+
+@functools.cache
+def models(
+    seed: int,
+) -> tuple[LEDForConditionalGeneration, transformers.LEDForConditionalGeneration]:
+    """One random model in both libraries. Its end token is likely, so that texts do end."""
+    torch.manual_seed(seed)
+    ours = LEDForConditionalGeneration(LEDConfig(**SIZES)).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        ours.final_logits_bias[0, 2] = 2.0
+    theirs = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**SIZES)).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs.tie_weights()
+    theirs.generation_config = transformers.GenerationConfig(
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2
+    )
+    return ours, theirs
+
+
+def documents(seed: int, *lengths: int) -> list[Document]:
+    """Random documents in the published frame, <s> ... </s>."""
+    pick = random.Random(seed)
+    return [[0, *pick.choices(range(4, VOCAB), k=max(0, n - 2)), 2][:n] for n in lengths]
+
+
+def decode(
+    model: LEDForConditionalGeneration,
+    texts: list[Document],
+    options: dict[str, Any],
+    *,
+    batch_tokens: int = 10_000,
+    max_rows: int = 256,
+    seeds: list[int] | None = None,
+) -> list[Generation]:
+    """Decode with the engine; the outcomes in the order of the texts."""
+    engine = Engine(model, batch_tokens=batch_tokens, max_rows=max_rows)
+    chosen = GenerationConfig(**options)
+    requests = [
+        Request(text, chosen, seed=None if seeds is None else seeds[i])
+        for i, text in enumerate(texts)
+    ]
+    outcomes = dict(engine.run(requests))
+    assert sorted(outcomes) == list(range(len(texts)))
+    return [outcomes[i] for i in range(len(texts))]
+
+
+def published(
+    model: transformers.LEDForConditionalGeneration, texts: list[Document], options: dict[str, Any]
+) -> tuple[list[list[Document]], list[list[float]]]:
+    """Decode with the published library: right-padded, first token global, padding cut again."""
+    ids = torch.full((len(texts), max(map(len, texts))), 1)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
+    is_global = torch.zeros_like(ids)
+    is_global[:, 0] = 1
+    with torch.no_grad():
+        out = model.generate(
+            ids, attention_mask=mask, global_attention_mask=is_global, **options,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+    ends = GenerationConfig(**options).eos_token_ids
+    rows = [_cut(row, ends) for row in out.sequences.tolist()]
+    num = options.get("num_return_sequences", 1)
+    scores: Tensor | None = getattr(out, "sequences_scores", None)
+    return (
+        [rows[i : i + num] for i in range(0, len(rows), num)],
+        [] if scores is None else scores.view(-1, num).tolist(),
+    )
+
+
+def _cut(row: Document, ends: tuple[int, ...]) -> Document:
+    """Drop the start token and everything after the first end token."""
+    row = row[1:]
+    first = min((row.index(end) for end in ends if end in row), default=len(row))
+    return row[: first + 1]

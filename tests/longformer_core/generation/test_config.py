@@ -1,0 +1,186 @@
+"""GenerationConfig against the published library's reading of the same directories."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from longformer_core.config import LEDConfig
+from longformer_core.errors import ConfigError
+from longformer_core.generation.config import GenerationConfig
+
+MODEL = {"vocab_size": 100, "max_decoder_position_embeddings": 32, "model_type": "led"}
+
+
+def directory(path: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> Path:
+    (path / "config.json").write_text(json.dumps({**MODEL, **config}))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+def published(path: Path) -> dict[str, Any]:
+    """What the published library decodes with when it loads this directory and is told nothing."""
+    if (path / "generation_config.json").exists():
+        theirs = transformers.GenerationConfig.from_pretrained(path)
+    else:
+        theirs = transformers.GenerationConfig.from_pretrained(
+            path, config_file_name="config.json", _from_model_config=True
+        )
+    theirs.update(**theirs._get_default_generation_params(), defaults_only=True)
+    return theirs.to_dict()
+
+
+SHARED = [
+    "min_length", "min_new_tokens", "max_new_tokens", "num_beams", "num_return_sequences",
+    "length_penalty", "early_stopping", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "repetition_penalty", "encoder_repetition_penalty", "bad_words_ids",
+    "suppress_tokens", "begin_suppress_tokens",
+    "forced_bos_token_id", "forced_eos_token_id", "do_sample", "temperature", "top_k", "top_p",
+    "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
+]  # fmt: skip
+IDS = {"decoder_start_token_id": 2, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ({}, IDS),
+        (IDS, None),
+        ({**IDS, "num_beams": 4, "max_length": 30, "length_penalty": 2.0}, None),
+        ({**IDS, "force_bos_token_to_be_generated": True}, None),
+        ({**IDS, "num_beams": 4}, {**IDS, "num_beams": 2, "min_length": None}),
+        (
+            {},
+            {**IDS, "eos_token_id": [2, 5], "early_stopping": "never", "transformers_version": "4"},
+        ),
+        ({}, {**IDS, "bad_words_ids": [[4], [5, 6]], "suppress_tokens": [7], "use_cache": False}),
+        ({}, {**IDS, "do_sample": True, "top_k": 5, "top_p": 0.5, "temperature": 0.7}),
+        ({}, {**IDS, "typical_p": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0}),
+    ],
+)
+def test_reads_a_directory_as_the_published_library(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None
+) -> None:
+    path = directory(tmp_path, config, generation)
+    ours, theirs = GenerationConfig.from_pretrained(path).to_dict(), published(path)
+    for name in SHARED:
+        expected = theirs[name]
+        assert ours[name] == ([] if expected is None and ours[name] == [] else expected), name
+    if "max_length" in config:
+        assert GenerationConfig.from_pretrained(path).total_length == theirs["max_length"]
+
+
+def test_ids_that_the_options_leave_out_are_the_models(tmp_path: Path) -> None:
+    path = directory(tmp_path, {"eos_token_id": 9, "pad_token_id": None}, {"num_beams": 2})
+    options = GenerationConfig.from_pretrained(path)
+    assert (options.eos_token_ids, options.pad_token_id, options.num_beams) == ((9,), None, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("diversity_penalty", 0.5),
+        ("num_beam_groups", 2),
+        ("min_p", 0.1),
+        ("sequence_bias", [[[5], -1.0]]),
+        ("renormalize_logits", True),
+    ],
+)
+@pytest.mark.parametrize("in_config", [True, False])
+def test_an_option_we_lack_is_named(
+    tmp_path: Path, name: str, value: object, in_config: bool
+) -> None:
+    options = {name: value}
+    path = directory(tmp_path, options if in_config else {}, None if in_config else options)
+    with pytest.raises(ConfigError, match=name):
+        GenerationConfig.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_length", 1),
+        ("max_new_tokens", 0),
+        ("min_length", -1),
+        ("num_beams", 0),
+        ("num_beams", True),
+        ("num_beams", None),
+        ("num_return_sequences", 0),
+        ("no_repeat_ngram_size", 1.5),
+        ("repetition_penalty", 0.0),
+        ("length_penalty", float("nan")),
+        ("early_stopping", "always"),
+        ("early_stopping", 1),
+        ("temperature", 0),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("do_sample", "yes"),
+        ("eos_token_id", -1),
+        ("eos_token_id", "2"),
+        ("bad_words_ids", [[]]),
+        ("suppress_tokens", [-3]),
+    ],
+)
+def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        GenerationConfig().replace(**{name: value})
+
+
+def test_an_unknown_option_suggests_a_known_one() -> None:
+    with pytest.raises(ConfigError, match=r"num_beam'.*did you mean 'num_beams'"):
+        GenerationConfig().replace(num_beam=2)
+    with pytest.raises(ConfigError, match="did you mean 'max_length'"):
+        GenerationConfig(max_lenght=2)  # type: ignore[call-arg]
+
+
+def test_lengths() -> None:
+    options = GenerationConfig()
+    assert (options.total_length, options.shortest_length) == (21, 0)
+    options = options.replace(max_length=50, min_length=10)
+    assert (options.total_length, options.shortest_length) == (50, 10)
+    options = options.replace(max_new_tokens=30, min_new_tokens=4)
+    assert (options.total_length, options.shortest_length) == (31, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"max_new_tokens": 33}, "max_new_tokens to 32"),
+        ({"max_length": 34}, "32 positions"),
+        ({"eos_token_id": None}, "eos_token_id"),
+        ({"eos_token_id": [2, 100]}, "100"),
+        ({"forced_bos_token_id": 100}, "forced_bos_token_id"),
+        ({"bad_words_ids": [[5, 100]]}, "bad_words_ids"),
+        ({"num_beams": 2, "do_sample": True}, "do_sample"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences"),
+    ],
+)
+def test_check_refuses_what_the_model_cannot_do(options: dict[str, Any], word: str) -> None:
+    config = LEDConfig.from_dict(MODEL)
+    with pytest.raises(ConfigError, match=word):
+        GenerationConfig(**options).check(config)
+
+
+def test_check_accepts_the_last_position(caplog: pytest.LogCaptureFixture) -> None:
+    config = LEDConfig.from_dict(MODEL)
+    GenerationConfig(max_new_tokens=32, num_beams=4, num_return_sequences=4).check(config)
+    GenerationConfig(do_sample=True, num_return_sequences=4).check(config)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        GenerationConfig(max_length=8, min_length=9).check(config)
+    assert "longer than the longest" in caplog.text
+
+
+def test_equal_options_are_equal_and_survive_a_round_trip() -> None:
+    options = GenerationConfig(bad_words_ids=[[4], [5, 6]], eos_token_id=[2, 3])  # type: ignore[arg-type]
+    again = GenerationConfig.from_dict(json.loads(json.dumps(options.to_dict())))
+    assert again == options
+    assert hash(again) == hash(options)
+    assert options != options.replace(num_beams=2)
+    assert set(options.to_dict()) == {f.name for f in dataclasses.fields(GenerationConfig)}

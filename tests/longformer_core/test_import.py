@@ -1,0 +1,76 @@
+"""The core imports and encodes with nothing of Ray, Arrow, click or transformers installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import longformer_core
+
+HIDDEN = ("ray", "pyarrow", "click", "transformers")
+SCRIPT = f"""
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HIDDEN}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (hidden)")
+
+sys.meta_path.insert(0, Hide())
+import torch
+import longformer_core as core
+
+assert not any(name in sys.modules for name in {HIDDEN})
+model = core.LEDForConditionalGeneration.from_pretrained(sys.argv[1])
+tokenizer = core.LEDTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer.encode("A short text, encoded where little else is installed.")
+layout = core.Layout.from_lengths([len(ids)])
+with torch.inference_mode():
+    states = model.encode(torch.tensor(ids), layout)
+assert states.shape == (len(ids), model.config.d_model)
+assert states.isfinite().all()
+assert not any(name in sys.modules for name in {HIDDEN})
+print("encoded", len(ids))
+"""
+
+
+def test_core_runs_alone(led_directory: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, str(led_directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(longformer_core.__file__).parents[1],
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("encoded ")
+
+
+def test_public_names() -> None:
+    assert longformer_core.__all__ == sorted(longformer_core.__all__)
+    for name in longformer_core.__all__:
+        assert getattr(longformer_core, name).__module__.startswith("longformer_core.")
+    assert longformer_core.__all__ == [
+        "CheckpointError",
+        "ConfigError",
+        "Engine",
+        "Generation",
+        "GenerationConfig",
+        "LEDConfig",
+        "LEDForConditionalGeneration",
+        "LEDTokenizer",
+        "LEDTokenizerFast",
+        "Layout",
+        "LongformerError",
+        "NonFiniteError",
+        "OutOfMemoryError",
+        "Request",
+        "ShapeError",
+        "TokenizerError",
+        "TooLongError",
+        "check_directory",
+        "default_global_positions",
+        "list_model_files",
+        "resolve",
+        "window_attention",
+    ]
