@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from jobs.demo import demo
 from jobs.options import run
 from jobs.summarize import summarize
 
@@ -15,6 +16,7 @@ def longhaul() -> None:
 
 
 longhaul.add_command(summarize)
+longhaul.add_command(demo)
 
 
 def main() -> None:

@@ -58,10 +58,15 @@ def collect(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-def run(command: click.Command, call: Callable[[], Any] | None = None) -> int:
+def run(command: click.Command) -> int:
     """Run a command and return its exit code; errors become text on stderr."""
+    return exit_code(lambda: command.main(standalone_mode=False))
+
+
+def exit_code(call: Callable[[], Any]) -> int:
+    """Call and turn what it raises into the exit code that stands for it."""
     try:
-        command.main(standalone_mode=False) if call is None else call()
+        call()
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.UsageError as error:

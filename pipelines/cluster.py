@@ -48,25 +48,27 @@ def num_cores() -> int:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` or RAY_ADDRESS, else run an embedded one for this block.
 
+    A program that has called `ray.init` itself keeps its cluster, before, in and after the block.
     Raises: Refused if the cluster cannot be joined or is too small for a resume to be scheduled.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
     _quiet()
-    try:
-        with _joined(address) if address else _embedded():
-            cluster = _measure(embedded=not address)
-            if cluster.num_cpus < MIN_CPUS:
-                raise Refused(
-                    f"the cluster has {cluster.num_cpus:g} CPUs; a run needs {MIN_CPUS}: one for "
-                    "the tokenizer, one for the checkpoint filter of a resume"
-                )
-            yield cluster
-    finally:
-        ray.shutdown()
+    address = address or os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        joined = bool(address) or ray.is_initialized()
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            stack.enter_context(_joined(address) if address else _embedded())
+        cluster = _measure(embedded=not joined)
+        if cluster.num_cpus < MIN_CPUS:
+            raise Refused(
+                f"the cluster has {cluster.num_cpus:g} CPUs; a run needs {MIN_CPUS}: one for the "
+                "tokenizer, one for the checkpoint filter of a resume"
+            )
+        yield cluster
 
 
 def _quiet() -> None:
-    """Ray Data tells its own story on the console; a run has one story, and Ray's log files stay."""
+    """One story on the console, the run's own; Ray's stays in its log files."""
     for name in ("ray.data", "ray.train", "ray"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):

@@ -162,11 +162,18 @@ def list_corpus(
 
 
 def _find_files(paths: Sequence[str]) -> tuple[Location, list[pafs.FileInfo]]:
-    problems, roots, found = [], [], {}
-    locations = [locate(p) for p in paths]
-    if len({(loc.scheme, loc.filesystem.type_name) for loc in locations}) != 1:
-        raise Refused("all --input paths must lie on one file system")
-    for given, location in zip(paths, locations, strict=True):
+    problems: list[str] = []
+    roots: list[str] = []
+    found: dict[str, pafs.FileInfo] = {}
+    locations: dict[str, Location] = {}
+    for given in paths:
+        try:
+            locations[given] = locate(given)
+        except Refused as error:
+            problems += error.problems
+    if len({(loc.scheme, loc.filesystem.type_name) for loc in locations.values()}) > 1:
+        problems.append("all --input paths must lie on one file system")
+    for given, location in locations.items():
         try:
             root, infos = _expand(location)
         except OSError as error:
@@ -178,33 +185,36 @@ def _find_files(paths: Sequence[str]) -> tuple[Location, list[pafs.FileInfo]]:
         found.update({i.path: i for i in infos})
     if problems:
         raise Refused(problems)
-    first = locations[0]
+    first = next(iter(locations.values()))
     root_path = common_directory(roots)
     return Location(first.filesystem, root_path, first.scheme), [found[p] for p in sorted(found)]
 
 
 def _expand(location: Location) -> tuple[str, list[pafs.FileInfo]]:
     """The directory a path counts from, and its files."""
+    info = location.info()
+    if info.type == pafs.FileType.Directory:
+        return location.path, _parquet_below(location)
+    if info.is_file:  # also one with a wildcard character in its very name
+        return posixpath.dirname(location.path), [info]
     if not has_wildcard(location.path):
-        info = location.info()
-        if info.type == pafs.FileType.Directory:
-            return location.path, _parquet_below(location)
-        return posixpath.dirname(location.path), [info] if info.is_file else []
-    fixed: list[str] = []
-    for part in location.path.split("/"):
-        if has_wildcard(part):
-            break
-        fixed.append(part)
+        raise FileNotFoundError("there is no such file or directory")
+    parts = location.path.split("/")
+    num_fixed = next(i for i, part in enumerate(parts) if has_wildcard(part))
+    # A pattern that spells out a hidden name means it.
+    means_hidden = any(map(_hidden, parts[num_fixed:]))
     matches = ArrowFSWrapper(location.filesystem).glob(location.path)
     infos: list[pafs.FileInfo] = []
     for match in matches:
         inner = dataclasses.replace(location, path=str(match))
+        if any(map(_hidden, inner.path.split("/")[num_fixed:])) and not means_hidden:
+            continue
         info = inner.info()
         if info.type == pafs.FileType.Directory:
             infos += _parquet_below(inner)
-        elif not _hidden(posixpath.basename(info.path)):
+        elif info.is_file:
             infos.append(info)
-    return "/".join(fixed), infos
+    return "/".join(parts[:num_fixed]), infos
 
 
 def _hidden(name: str) -> bool:
@@ -262,6 +272,10 @@ def _check_columns(
     for footer in footers:
         names = footer.columns.names
         wanted = [text_column, *([id_column] if id_column else []), *kept]
+        twice = [c for c in dict.fromkeys(wanted) if names.count(c) > 1]
+        if twice:
+            problems.append(f"{footer.name}: more than one column is called {_named(twice)}")
+            continue
         missing = [c for c in dict.fromkeys(wanted) if c not in names]
         if missing:
             problems.append(
@@ -308,7 +322,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _unify_kept(footers: list[_Footer], kept: dict[str, str], problems: list[str]) -> pa.Schema:
     fields = []
     for old, new in kept.items():
-        holders = [f for f in footers if old in f.columns.names]
+        holders = [f for f in footers if f.columns.names.count(old) == 1]
         if not holders:
             continue
         try:
@@ -387,8 +401,9 @@ def read_ids(corpus: Corpus, file: InputFile) -> pa.Array:
     with corpus.filesystem.open_input_file(file.path) as handle:
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
         table = parquet.read(columns=[corpus.id_column], use_threads=False)
-    column = table.column(0).slice(0, file.num_rows)
-    return _as_string(column).combine_chunks()
+    column = _as_string(table.column(0).slice(0, file.num_rows))
+    # The cast from binary is the one that looks for bytes that are not UTF-8.
+    return column.cast(pa.binary()).cast(pa.string()).combine_chunks()
 
 
 def _as_string(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.ChunkedArray:
@@ -464,17 +479,16 @@ class _Reader:
 def read_row_group(corpus: Corpus, file: InputFile, index: int) -> Iterator[pa.Table]:
     """The rows of one row group in slices.
 
-    A page that cannot be decoded makes error rows of the rows it holds: their ids are known, so
-    they are accounted for like any other failed row.
+    A page that cannot be decoded makes error rows of its slice and the rest of the row group:
+    their ids are known, so they are accounted for like any other failed row.
     Raises: RunFailed if the file is no longer the one that was listed.
     """
+    _check_unchanged(corpus, file)
     first, num_rows = file.row_groups[index]
     wanted = [corpus.text_column, *corpus.kept, *([corpus.id_column] if corpus.id_column else [])]
     done = 0
     with corpus.filesystem.open_input_file(file.path) as handle:
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
-        if index >= parquet.num_row_groups or parquet.metadata.row_group(index).num_rows < num_rows:
-            raise RunFailed(f"{file.name} changed since it was listed; start again")
         try:
             for batch in parquet.iter_batches(
                 SLICE_ROWS,
@@ -494,6 +508,18 @@ def read_row_group(corpus: Corpus, file: InputFile, index: int) -> Iterator[pa.T
             reason = _one_line(error)
         rows = _read_what_can_be_read(parquet, index, wanted).slice(done, num_rows - done)
     yield _normalise(corpus, file, rows, first + done, f"{file.name}, row group {index}: {reason}")
+
+
+def _check_unchanged(corpus: Corpus, file: InputFile) -> None:
+    info = corpus.filesystem.get_file_info(file.path)
+    # Of one object a listing may know milliseconds and a look at it alone whole seconds.
+    unit = 1 if corpus.root.is_local else 10**9
+    modified = (info.mtime_ns or 0) // unit == file.modified_ns // unit
+    if info.size != file.num_bytes or not modified:
+        raise RunFailed(
+            f"{file.name} was changed or removed since it was listed; put it back, or start again "
+            "with another --output"
+        )
 
 
 def _read_what_can_be_read(parquet: pq.ParquetFile, index: int, wanted: list[str]) -> pa.Table:
@@ -523,5 +549,11 @@ def _normalise(
     for (old, _), target in zip(corpus.kept.items(), corpus.kept_schema, strict=True):
         column = rows.column(old)
         plain = _as_string(column, pa.large_string()) if _is_text(column.type) else column
-        columns.append(plain.cast(target.type))
+        try:
+            columns.append(plain.cast(target.type))
+        except pa.ArrowInvalid as error:
+            raise RunFailed(
+                f"{file.name}: kept column {old!r} is {column.type} here and {target.type} in the "
+                f"output, which cannot hold it: {_one_line(error)}"
+            ) from error
     return pa.table(columns, schema=corpus.schema)

@@ -10,7 +10,6 @@ import posixpath
 import uuid
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
@@ -93,13 +92,15 @@ def locate(path: str) -> Location:
         raise Refused(
             f"{path}: chained URLs are not read; give a plain path or s3://, gs://, az://"
         )
-    scheme = urlsplit(path).scheme if "://" in path else ""
+    if not path.strip():
+        raise Refused("an empty path; give a file or a directory")
+    scheme = path.partition("://")[0].lower() if "://" in path else ""
     if scheme and scheme not in SCHEMES:
         raise Refused(
             f"{path}: scheme {scheme}:// is not supported; use a local path, s3://, gs:// or az://"
         )
     if scheme in ("", "file"):
-        local = path.removeprefix("file://")
+        local = path.partition("://")[2] if scheme else path
         return Location(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(local)), "")
     try:
         filesystem, inner = _remote(path, scheme)

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core.layout import Layout
 
@@ -33,19 +33,10 @@ class _Block:
     queries: slice
     keys: slice
     globals: slice
+    num_queries: int
+    num_keys: int
+    num_globals: int
     near_global: bool
-
-    @property
-    def num_queries(self) -> int:
-        return self.queries.stop - self.queries.start
-
-    @property
-    def num_keys(self) -> int:
-        return self.keys.stop - self.keys.start
-
-    @property
-    def num_globals(self) -> int:
-        return self.globals.stop - self.globals.start
 
 
 def blocked_attention(
@@ -77,9 +68,16 @@ def _blocks(layout: Layout, radius: int) -> Iterator[_Block]:
         step = end - start if end - start <= _WHOLE else size
         for first in range(start, end, max(step, 1)):
             last = min(first + step, end)
-            keys = slice(max(start, first - radius), min(end, last + radius))
-            near = any(keys.start <= start + position < keys.stop for position in positions)
-            yield _Block(slice(first, last), keys, columns, near)
+            low, high = max(start, first - radius), min(end, last + radius)
+            yield _Block(
+                queries=slice(first, last),
+                keys=slice(low, high),
+                globals=columns,
+                num_queries=last - first,
+                num_keys=high - low,
+                num_globals=len(positions),
+                near_global=any(low <= start + position < high for position in positions),
+            )
 
 
 class _Masks:
@@ -187,7 +185,7 @@ def _fused_blocks(
         keys = torch.cat([k_heads[:, block.keys], k_global[:, block.globals]], 1)
         values = torch.cat([v_heads[:, block.keys], v_global[:, block.globals]], 1)
         queries = q_heads[:, block.queries]
-        out = F.scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             queries[None], keys[None], values[None], attn_mask=bias[None], scale=scale
         )
         outputs.append(out[0])

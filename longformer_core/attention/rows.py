@@ -6,14 +6,15 @@ document, H heads, D head dimension, d = H * D.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_core.errors import ShapeError
+from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
 
 # Documents share a padded tensor while the shorter ones waste no more than this.
@@ -42,25 +43,65 @@ def global_attention(
     one whenever `key` or `value` is more than a plain `nn.Linear` (see `is_plain_linear`).
     Shapes: states [T, d]; returns [G, d], in the order of `layout.global_index`.
     Numerics: softmax in float32 (float64 for float64 inputs).
+    Raises: ConfigError when "absorbed" is asked for and `key` or `value` is not plain.
     """
-    num_states, head_dim = states.shape[-1], states.shape[-1] // num_heads
-    rows = states.index_select(0, layout.global_index)
-    q = query(rows).view(-1, num_heads, head_dim) / math.sqrt(head_dim)
-    plain = is_plain_linear(key) and is_plain_linear(value)
-    outputs = []
-    for (start, end), count in zip(pairwise(layout.cu_seqlens), layout.num_globals, strict=True):
-        if count == 0:
-            continue
-        q_doc, q = q[:count], q[count:]
-        is_valid = None if layout.is_valid is None else layout.is_valid[start:end]
-        absorb = plain and count * (num_heads * (end - start) + num_states) <= (end - start) * (
-            num_states + count
+    d = states.shape[-1]
+    queries = query(states.index_select(0, layout.global_index))
+    queries = queries.view(-1, num_heads, d // num_heads) / math.sqrt(d // num_heads)
+    documents = [
+        _Document(rows, states[start:end], _part(layout.is_valid, start, end))
+        for rows, (start, end) in zip(
+            torch.split(queries, list(layout.num_globals)), pairwise(layout.cu_seqlens), strict=True
         )
-        if form != "auto":
-            absorb = form == "absorbed"
-        run = _absorbed if absorb else _projected
-        outputs.append(run(q_doc, states[start:end], is_valid, key, value))
-    return torch.cat(outputs) if outputs else rows
+    ]
+    outputs: dict[int, Tensor] = {}
+    absorbed = [
+        index
+        for index, document in enumerate(documents)
+        if form == "absorbed" or (form == "auto" and document.is_cheaper_absorbed)
+    ]
+    if absorbed and _are_plain(key, value, required=form == "absorbed"):
+        results = _absorbed([documents[index] for index in absorbed], key, value)
+        outputs.update(zip(absorbed, results, strict=True))
+    for index, document in enumerate(documents):
+        if index not in outputs and len(document.queries):
+            outputs[index] = _projected(document, key, value)
+    return torch.cat([queries.new_zeros(0, d), *(outputs[index] for index in sorted(outputs))])
+
+
+@dataclass(frozen=True)
+class _Document:
+    """The scaled global queries [g, H, D] of one document and its states [n, d]."""
+
+    queries: Tensor
+    states: Tensor
+    is_valid: Tensor | None
+
+    @property
+    def is_cheaper_absorbed(self) -> bool:
+        (g, num_heads, _), (n, d) = self.queries.shape, self.states.shape
+        return 0 < g * (num_heads * n + d) <= n * (d + g)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Return the softmax over the document's valid tokens, the last dimension of scores."""
+        if self.is_valid is not None:
+            scores = scores.masked_fill(~self.is_valid, -torch.inf)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return scores.softmax(-1, dtype=wide).to(scores.dtype)
+
+
+def _part(flags: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if flags is None else flags[start:end]
+
+
+def _are_plain(key: nn.Module, value: nn.Module, *, required: bool) -> bool:
+    plain = is_plain_linear(key) and is_plain_linear(value)
+    if required and not plain:
+        raise ConfigError(
+            f"the absorbed form needs plain nn.Linear projections, not {type(key).__name__} and "
+            f"{type(value).__name__}; leave the form to 'auto'"
+        )
+    return plain
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -73,33 +114,35 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks)
 
 
-def _weights(scores: Tensor, is_valid: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if is_valid is not None:
-        scores = scores.masked_fill(~is_valid, -torch.inf)
-    return scores.softmax(-1, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
+def _projected(document: _Document, key: nn.Module, value: nn.Module) -> Tensor:
+    g, num_heads, head_dim = document.queries.shape
+    keys, values = (
+        module(document.states).view(-1, num_heads, head_dim).transpose(0, 1)
+        for module in (key, value)
+    )
+    scores = document.queries.transpose(0, 1) @ keys.transpose(1, 2)
+    out: Tensor = document.weights(scores) @ values
+    return out.transpose(0, 1).reshape(g, -1)
 
 
-def _projected(
-    q: Tensor, states: Tensor, is_valid: Tensor | None, key: nn.Module, value: nn.Module
-) -> Tensor:
-    g, num_heads, head_dim = q.shape
-    keys = key(states).view(-1, num_heads, head_dim)
-    values = value(states).view(-1, num_heads, head_dim)
-    scores = torch.einsum("ghd,nhd->hgn", q, keys)
-    out = torch.einsum("hgn,nhd->ghd", _weights(scores, is_valid, q.dtype), values)
-    return out.reshape(g, -1)
-
-
-def _absorbed(
-    q: Tensor, states: Tensor, is_valid: Tensor | None, key: nn.Linear, value: nn.Linear
-) -> Tensor:
-    g, num_heads, head_dim = q.shape
-    queries = torch.einsum("ghe,hed->ghd", q, key.weight.view(num_heads, head_dim, -1))
-    scores = queries.reshape(g * num_heads, -1) @ states.T
-    mixed = (_weights(scores, is_valid, q.dtype) @ states).view(g, num_heads, -1)
-    out = torch.einsum("ghd,hed->ghe", mixed, value.weight.view(num_heads, head_dim, -1))
-    out = out.reshape(g, -1)
-    return out if value.bias is None else out + value.bias
+def _absorbed(documents: list[_Document], key: nn.Module, value: nn.Module) -> Sequence[Tensor]:
+    """Return the rows of each document; the weights are read once for all of them."""
+    assert isinstance(key, nn.Linear)
+    assert isinstance(value, nn.Linear)
+    counts = [len(document.queries) for document in documents]
+    queries = torch.cat([document.queries for document in documents])
+    num_heads, head_dim = queries.shape[1:]
+    key_weight, value_weight = (
+        module.weight.view(num_heads, head_dim, -1) for module in (key, value)
+    )
+    folded = torch.split(torch.einsum("ghe,hed->ghd", queries, key_weight), counts)
+    mixed = [
+        (document.weights(rows.flatten(0, 1) @ document.states.T) @ document.states)
+        for document, rows in zip(documents, folded, strict=True)
+    ]
+    sums = torch.cat(mixed).view(len(queries), num_heads, -1)
+    out = torch.einsum("ghd,hed->ghe", sums, value_weight).flatten(1)
+    return torch.split(out if value.bias is None else out + value.bias, counts)
 
 
 class Source:
@@ -128,8 +171,10 @@ class Source:
         members = _similar(lengths)
         self._layers: list[list[tuple[Tensor, Tensor]]] = []
         for key, value in projections:
-            keys = key(states).unflatten(-1, (num_heads, -1))
-            values = value(states).unflatten(-1, (num_heads, -1))
+            keys, values = (
+                module(states).view(len(states), num_heads, states.shape[-1] // num_heads)
+                for module in (key, value)
+            )
             self._layers.append(
                 [(_padded(keys, docs, starts), _padded(values, docs, starts)) for docs in members]
             )
@@ -161,15 +206,15 @@ class Source:
                 f"{len(q)} rows cannot be {rows_per_document} for each of {self.num_documents} "
                 "documents; keep the rows and the documents of the source in step"
             )
-        q = q.unflatten(0, (self.num_documents, rows_per_document)).transpose(1, 2)
+        q = q.view(self.num_documents, rows_per_document, *q.shape[1:]).transpose(1, 2)
         if self._order is not None:
             q = q.index_select(0, self._order)
         outputs, first = [], 0
         for (keys, values), bias in zip(self._layers[layer], self._biases, strict=True):
             rows = q[first : first + len(keys)]
             first += len(keys)
-            outputs.append(F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias))
-        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            outputs.append(scaled_dot_product_attention(rows, keys, values, attn_mask=bias))
+        out = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
         if self._inverse is not None:
             out = out.index_select(0, self._inverse)
         return out.transpose(1, 2).flatten(2).flatten(0, 1)

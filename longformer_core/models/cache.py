@@ -5,7 +5,7 @@ Shape letters: N documents, b rows (beams) per document, R = N * b rows, H heads
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core.errors import ShapeError
 
@@ -18,6 +18,7 @@ class DecoderCache:
     Every token is written once and never moved: the beams of a document share its tokens, and a
     mask says which of them are a row's own history. Taking another beam's history is a gather of
     mask rows only; leaving documents out gathers the keys and values too.
+    Rows may be at different steps. The rows of a document may go back to fewer tokens together.
     Units: `max_length` in tokens of one row. Memory grows with the tokens written, not with it.
     """
 
@@ -37,6 +38,7 @@ class DecoderCache:
         self.max_length = max_length
         self._rows_per_document = 0
         self._capacity = 0
+        self._used = 0
         # keys, values [N, H, capacity * b, D], a step's tokens side by side; mask [R, capacity, b].
         empty = torch.zeros(0, num_heads, 0, head_dim, dtype=dtype, device=device)
         self._keys = [empty] * num_layers
@@ -69,9 +71,13 @@ class DecoderCache:
         self._rows_per_document = rows_per_document
         if longest >= self._capacity:
             self._grow(min(self.max_length, max(2 * self._capacity, _FIRST_CAPACITY, longest + 1)))
-        self._used = longest + 1
         self._same_step = shortest == longest
         lengths = lengths.to(self._bias.device)
+        if longest < self._used or not self._same_step:
+            # A document that starts over must not see what was written before.
+            steps = torch.arange(self._capacity, device=lengths.device)
+            self._bias.masked_fill_((steps >= lengths[:, None])[..., None], -torch.inf)
+        self._used = longest + 1
         rows = torch.arange(self.num_rows, device=lengths.device)
         beams = rows % rows_per_document
         self._bias[rows, lengths, beams] = 0.0
@@ -84,17 +90,18 @@ class DecoderCache:
         Shapes: q, k, v [R, H, D]; returns [R, H * D].
         """
         b, used = self._rows_per_document, self._used
+        beams = (self.num_rows // b, b)
         keys, values = self._keys[layer], self._values[layer]
         if self._same_step:
             step = slice((used - 1) * b, used * b)
-            keys[:, :, step] = k.unflatten(0, (-1, b)).transpose(1, 2)
-            values[:, :, step] = v.unflatten(0, (-1, b)).transpose(1, 2)
+            keys[:, :, step] = k.view(*beams, *k.shape[1:]).transpose(1, 2)
+            values[:, :, step] = v.view(*beams, *v.shape[1:]).transpose(1, 2)
         else:
             keys[self._documents, :, self._slots] = k
             values[self._documents, :, self._slots] = v
-        bias = self._bias[:, :used].flatten(1).unflatten(0, (-1, b)).unsqueeze(1)
-        out = F.scaled_dot_product_attention(
-            q.unflatten(0, (-1, b)).transpose(1, 2),
+        bias = self._bias[:, :used].flatten(1).view(*beams, used * b).unsqueeze(1)
+        out = scaled_dot_product_attention(
+            q.view(*beams, *q.shape[1:]).transpose(1, 2),
             keys[:, :, : used * b],
             values[:, :, : used * b],
             attn_mask=bias,
@@ -109,9 +116,8 @@ class DecoderCache:
         Raises: ShapeError when they do not.
         """
         b = self._rows_per_document
-        self.num_rows = len(row_index)
         if not b:
-            self._bias = self._bias.new_zeros(self.num_rows, 0, 0)
+            self.num_rows = len(row_index)
             return self
         documents = row_index.div(b, rounding_mode="floor")
         firsts = documents[::b]
@@ -120,14 +126,15 @@ class DecoderCache:
                 f"rows {row_index.tolist()} mix histories of several documents; every {b} rows "
                 "are one document's and must continue one document's rows"
             )
-        self._bias = self._bias.index_select(0, row_index)
+        self.num_rows = len(row_index)
+        self._bias = self._bias.index_select(0, row_index.to(self._bias.device))
         num_documents = len(self._keys[0])
         if len(firsts) != num_documents or not torch.equal(
             firsts, torch.arange(num_documents, device=firsts.device)
         ):
             for store in (self._keys, self._values):
                 for layer, tensor in enumerate(store):
-                    store[layer] = tensor.index_select(0, firsts)
+                    store[layer] = tensor.index_select(0, firsts.to(tensor.device))
         return self
 
     def _grow(self, capacity: int) -> None:
@@ -138,7 +145,7 @@ class DecoderCache:
         self._bias, self._capacity = bias, capacity
         for store in (self._keys, self._values):
             for layer, tensor in enumerate(store):
-                # Zeros, not empty memory: a masked slot still meets a weight of zero times its value.
+                # Zeros, for a masked slot still adds zero times its value, and NaN would pass.
                 _, num_heads, _, head_dim = tensor.shape
                 grown = tensor.new_zeros(self.num_rows // b, num_heads, capacity * b, head_dim)
                 if old:

@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longformer_core.attention.rows import Source, global_attention
 from longformer_core.attention.window import window_attention
@@ -162,8 +161,8 @@ class LEDEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, layout: Layout) -> Tensor:
         """Return the states [T, d] of a packed batch."""
-        states = self.embed_tokens(input_ids) + self.embed_positions(layout.positions)
-        states = self.layernorm_embedding(states)
+        positions = self.embed_positions(layout.positions)
+        states: Tensor = self.layernorm_embedding(self.embed_tokens(input_ids) + positions)
         for layer in self.layers:
             states = layer(states, layout)
         return states
@@ -186,8 +185,8 @@ class LEDDecoder(nn.Module):
     ) -> Tensor:
         """Return the last layer's states [R, d] of one new token per row."""
         cache.begin_step(lengths, rows)
-        states = self.embed_tokens(token_ids) + self.embed_positions(lengths.to(token_ids.device))
-        states = self.layernorm_embedding(states)
+        positions = self.embed_positions(lengths.to(token_ids.device))
+        states: Tensor = self.layernorm_embedding(self.embed_tokens(token_ids) + positions)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, LEDDecoderLayer)
             states = layer.step(states, index, cache, source, rows)

@@ -189,10 +189,10 @@ class SummarizeWorker:
         directory = resolve(task.model)
         self.task = task
         self.tokenizer = LEDTokenizerFast.from_pretrained(directory)
-        model = LEDForConditionalGeneration.from_pretrained(
+        self.model = LEDForConditionalGeneration.from_pretrained(
             directory, dtype=getattr(torch, task.dtype), device=device
         )
-        self.engine = Engine(model, batch_tokens=task.batch_tokens)
+        self.engine = Engine(self.model, batch_tokens=task.batch_tokens)
         options = task.generation
         special = {options.decoder_start_token_id, options.bos_token_id, options.pad_token_id}
         self.special = (special | set(options.eos_token_ids)) - {None}

@@ -1,0 +1,448 @@
+"""The engine against the published library's `generate`, token by token, and when things fail."""
+
+import copy
+import functools
+import gc
+import itertools
+import random
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longformer_core.errors import (
+    ConfigError,
+    LongformerError,
+    NonFiniteError,
+    OutOfMemoryError,
+    ShapeError,
+    TooLongError,
+)
+from longformer_core.generation.config import GenerationConfig
+from longformer_core.generation.engine import Engine, Request
+from longformer_core.layout import Layout
+from longformer_core.models.led import LEDForConditionalGeneration
+from tests.longformer_core.generation.helpers import (
+    VOCAB,
+    Document,
+    decode,
+    documents,
+    models,
+    published,
+)
+
+# Models whose texts are of many lengths.
+LIVELY = (1, 4, 8)
+GREEDY: dict[str, Any] = {"max_new_tokens": 16}
+BEAMS: dict[str, Any] = {"max_length": 17, "num_beams": 4}
+BAD_WORDS = [[token] for token in range(4, 60)] + [[60, 61], [62, 62], [2]]
+
+
+def agree(seed: int, texts: list[Document], options: dict[str, Any]) -> list[list[Document]]:
+    """Decode with both libraries, compare tokens and scores, and return the sequences."""
+    ours, theirs = models(seed)
+    outcomes = decode(ours, texts, options)
+    if any(name.startswith("encoder_") for name in options):
+        # The published library counts padding as source text here, so it gets no padding.
+        alone = [published(theirs, [text], options) for text in texts]
+        sequences = [one for s, _ in alone for one in s]
+        scores = [one for _, s in alone for one in s]
+    else:
+        sequences, scores = published(theirs, texts, options)
+    assert [outcome.error for outcome in outcomes] == [None] * len(texts)
+    assert [outcome.sequences for outcome in outcomes] == sequences, options
+    for outcome, expected in zip(outcomes, scores, strict=False):
+        assert outcome.scores == pytest.approx(expected, abs=1e-4, rel=1e-4)
+    return sequences
+
+
+def random_options(seed: int) -> dict[str, Any]:
+    pick = random.Random(seed)
+    options: dict[str, Any] = {}
+    if pick.random() < 0.5:
+        options["max_new_tokens"] = pick.randint(1, 24)
+    if "max_new_tokens" not in options or pick.random() < 0.2:
+        options["max_length"] = pick.randint(2, 25)
+    options["num_beams"] = pick.choice([1, 1, 2, 3, 4, 6])
+    if options["num_beams"] > 1:
+        options["early_stopping"] = pick.choice([True, False, "never"])
+        options["length_penalty"] = pick.choice([0.0, 0.5, 1.0, 2.0, -1.0])
+        options["num_return_sequences"] = pick.randint(1, options["num_beams"])
+    maybe: dict[str, Any] = {
+        "min_length": pick.randint(1, 12),
+        "min_new_tokens": pick.randint(1, 12),
+        "no_repeat_ngram_size": pick.randint(1, 4),
+        "encoder_no_repeat_ngram_size": pick.randint(1, 3),
+        "repetition_penalty": pick.choice([0.7, 1.3, 2.0]),
+        "encoder_repetition_penalty": pick.choice([0.7, 1.5]),
+        "bad_words_ids": BAD_WORDS,
+        "suppress_tokens": pick.sample(range(4, VOCAB), 40),
+        "begin_suppress_tokens": [2, *pick.sample(range(4, VOCAB), 40)],
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": pick.choice([2, [2, 7]]),
+        "eos_token_id": [2, *pick.sample(range(4, VOCAB), 12)],
+    }
+    return options | {name: value for name, value in maybe.items() if pick.random() < 0.25}
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize("seed", range(72))
+def test_random_options_give_the_published_tokens(seed: int) -> None:
+    pick = random.Random(1000 + seed)
+    texts = documents(seed, *(pick.randint(1, 100) for _ in range(3)))
+    agree(seed % 12, texts, random_options(seed))
+
+
+ONE_OPTION: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (GREEDY, {"max_new_tokens": 5}),
+    (GREEDY, {"min_new_tokens": 12}),
+    (GREEDY, {"min_length": 14}),
+    (GREEDY, {"no_repeat_ngram_size": 1}),
+    (GREEDY, {"no_repeat_ngram_size": 2}),
+    (GREEDY, {"encoder_no_repeat_ngram_size": 1}),
+    (GREEDY, {"repetition_penalty": 1.5}),
+    (GREEDY, {"encoder_repetition_penalty": 3.0}),
+    (GREEDY, {"bad_words_ids": BAD_WORDS}),
+    (GREEDY, {"suppress_tokens": list(range(4, 60))}),
+    (GREEDY, {"begin_suppress_tokens": [2, *range(4, 60)]}),
+    (GREEDY, {"forced_bos_token_id": 0}),
+    (GREEDY, {"forced_eos_token_id": 2}),
+    (GREEDY, {"eos_token_id": [2, *range(4, 20)]}),
+    (GREEDY, {"decoder_start_token_id": 0}),
+    (GREEDY, {"num_beams": 4}),
+    (BEAMS, {"max_length": 8}),
+    (BEAMS, {"length_penalty": 3.0}),
+    (BEAMS, {"length_penalty": -2.0}),
+    (BEAMS | {"length_penalty": 2.0}, {"early_stopping": True}),
+    (BEAMS | {"length_penalty": 2.0}, {"early_stopping": "never"}),
+    (BEAMS, {"num_beams": 2}),
+    (BEAMS, {"min_length": 12}),
+    (BEAMS, {"no_repeat_ngram_size": 2}),
+    (BEAMS, {"repetition_penalty": 1.5}),
+    (BEAMS, {"forced_bos_token_id": 0}),
+    (BEAMS, {"forced_eos_token_id": 2}),
+    (BEAMS, {"eos_token_id": [2, *range(4, 20)]}),
+]
+
+
+@functools.cache
+def agreed_base(seed: int, base: tuple[tuple[str, Any], ...]) -> list[list[Document]]:
+    return agree(seed, documents(seed, 12, 33, 50, 20), dict(base))
+
+
+@pytest.mark.parametrize(("base", "option"), ONE_OPTION)
+def test_each_option_gives_the_published_tokens_and_is_seen(
+    base: dict[str, Any], option: dict[str, Any]
+) -> None:
+    """Switching the option off gives other tokens, so equality above says something."""
+    differing = 0
+    for seed in LIVELY:
+        texts = documents(seed, 12, 33, 50, 20)
+        on, off = agree(seed, texts, base | option), agreed_base(seed, tuple(base.items()))
+        differing += sum(a != b for a, b in zip(on, off, strict=True))
+    assert differing >= 3
+
+
+@pytest.mark.parametrize("options", [GREEDY, BEAMS])
+def test_the_output_depends_on_the_source(options: dict[str, Any]) -> None:
+    for seed in LIVELY:
+        texts = documents(seed, *[30] * 6)
+        assert len({tuple(rows[0]) for rows in agree(seed, texts, options)}) >= 3
+
+
+def test_global_positions_default_to_the_first_token() -> None:
+    ours, _ = models(0)
+    engine = Engine(ours, batch_tokens=1000)
+    options = GenerationConfig(**BEAMS)
+    texts = documents(5, *[40] * 6)
+
+    def run(positions: list[int] | None) -> list[list[Document]]:
+        requests = [Request(text, options, positions) for text in texts]
+        return [outcome.sequences for _, outcome in sorted(engine.run(requests), key=_index)]
+
+    assert run(None) == run([0])
+    assert run(None) != run([])
+    assert run(None) != run([0, 5, 9])
+
+
+def _index(outcome: tuple[int, Any]) -> int:
+    return outcome[0]
+
+
+MIXED = [
+    GREEDY,
+    BEAMS,
+    BEAMS | {"no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2},
+    GREEDY | {"do_sample": True, "top_k": 30, "num_return_sequences": 2},
+]
+
+
+def test_a_document_is_decoded_the_same_alone_and_in_any_company() -> None:
+    ours, _ = models(3)
+    texts = documents(9, *(3 + 7 * i % 60 for i in range(24)))
+    requests = [
+        Request(text, GenerationConfig(**MIXED[i % len(MIXED)]), seed=i)
+        for i, text in enumerate(texts)
+    ]
+    engine = Engine(ours, batch_tokens=1)
+    alone = [next(iter(engine.run([request])))[1] for request in requests]
+    assert all(outcome.error is None for outcome in alone)
+    for seed, (batch_tokens, max_rows) in enumerate([(1, 256), (90, 256), (5000, 3), (5000, 256)]):
+        order = list(range(len(requests)))
+        random.Random(seed).shuffle(order)
+        engine = Engine(ours, batch_tokens=batch_tokens, max_rows=max_rows)
+        outcomes = dict(engine.run([requests[i] for i in order]))
+        for place, i in enumerate(order):
+            assert outcomes[place].sequences == alone[i].sequences
+            assert outcomes[place].scores == pytest.approx(alone[i].scores, abs=1e-4)
+
+
+class Watched:
+    """A model whose calls are recorded, and which fails as told. Only what the engine calls."""
+
+    def __init__(self, model: LEDForConditionalGeneration) -> None:
+        self._model = model
+        self.encoded: list[list[Document]] = []
+        self.rows: list[int] = []
+        self.poison: dict[int, Exception] = {}
+        self.max_tokens = 10**9
+        self.max_rows = 10**9
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        tokens = input_ids.tolist()
+        self.encoded.append(
+            [tokens[a:b] for a, b in itertools.pairwise(layout.cu_seqlens)],
+        )
+        for token, error in self.poison.items():
+            if token in tokens:
+                raise error
+        if len(tokens) > self.max_tokens:
+            raise torch.OutOfMemoryError("no room to encode")
+        return self._model.encode(input_ids, layout)
+
+    def decode_step(self, token_ids: Tensor, *rest: Any) -> Tensor:
+        self.rows.append(len(token_ids))
+        # Late, so that some documents have ended and others have histories to lose.
+        if len(token_ids) > self.max_rows and rest[0].max() > 4:
+            raise MemoryError("no room to decode")
+        return self._model.decode_step(token_ids, *rest)
+
+
+def watch(seed: int) -> Any:
+    return Watched(models(seed)[0])
+
+
+def test_packs_respect_both_budgets_and_waste_little() -> None:
+    model = watch(0)
+    texts = documents(1, *(5 + 3 * i % 40 for i in range(30)), 100)
+    decode(model, texts, {"max_new_tokens": 2}, batch_tokens=80, max_rows=6)
+    sizes = [[len(text) for text in pack] for pack in model.encoded]
+    assert sizes[0] == [100]
+    assert all(sum(pack) <= 80 and len(pack) <= 6 for pack in sizes[1:])
+    assert sum(map(len, sizes)) == 31
+    assert all(sum(a) + b[0] > 80 or len(a) == 6 for a, b in itertools.pairwise(sizes))
+    model = watch(0)
+    decode(model, texts, BEAMS | {"max_length": 3}, batch_tokens=1000, max_rows=10)
+    assert {len(pack) for pack in model.encoded} == {1, 2}
+
+
+def test_finished_documents_leave_at_once() -> None:
+    model = watch(4)
+    texts = documents(2, *[25] * 12)
+    lengths = [len(outcome.sequences[0]) for outcome in decode(model, texts, GREEDY)]
+    assert min(lengths) < max(lengths)
+    expected = [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert model.rows == expected
+
+
+def test_progress_is_reported_after_each_encode_and_step() -> None:
+    model = watch(0)
+    calls: list[tuple[int, int]] = []
+    options = GenerationConfig(**GREEDY)
+    requests = [Request(text, options) for text in documents(2, 25, 30, 35)]
+    engine = Engine(model, batch_tokens=40)
+    list(engine.run(requests, lambda: calls.append((len(model.encoded), len(model.rows)))))
+    assert calls[0] == (1, 0)
+    assert len(calls) == len(model.encoded) + len(model.rows) == len(set(calls))
+
+    def stop() -> None:
+        raise RuntimeError("the job was cancelled")
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        list(engine.run(requests, stop))
+
+
+def test_an_exception_is_one_documents_alone() -> None:
+    texts = documents(4, *(10 + i for i in range(9)))
+    good = decode(models(1)[0], texts, BEAMS)
+    texts[2][5] = texts[6][4] = 3
+    model = watch(1)
+    model.poison[3] = KeyError("bad luck")
+    outcomes = decode(model, texts, BEAMS)
+    for i, outcome in enumerate(outcomes):
+        if i in (2, 6):
+            assert outcome.sequences == []
+            assert type(outcome.error) is LongformerError
+            assert "KeyError" in str(outcome.error)
+            assert isinstance(outcome.error.__cause__, KeyError)
+        else:
+            assert outcome.sequences == good[i].sequences
+
+
+def test_running_out_of_memory_splits_until_it_fits(caplog: pytest.LogCaptureFixture) -> None:
+    texts = documents(4, *(10 + i for i in range(9)), 90)
+    good = decode(models(1)[0], texts, BEAMS)
+    model = watch(1)
+    model.max_tokens, model.max_rows = 60, 8
+    outcomes = decode(model, texts, BEAMS)
+    assert [o.sequences for o in outcomes[:-1]] == [g.sequences for g in good[:-1]]
+    assert isinstance(outcomes[-1].error, OutOfMemoryError)
+    assert isinstance(outcomes[-1].error.__cause__, torch.OutOfMemoryError)
+    assert "90 tokens" in str(outcomes[-1].error)
+    assert "smaller batch_tokens" in caplog.text
+
+
+def test_the_memory_of_a_failed_pack_is_let_go() -> None:
+    """An error keeps its traceback, and the traceback must not keep the tensors."""
+    model = watch(0)
+    model.max_rows = 1
+    sources: list[Any] = []
+    make = model._model.source
+
+    class Source:
+        def __init__(self, source: Any) -> None:
+            self._source = source
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._source, name)
+
+    def source(*args: Any) -> Any:
+        made = Source(make(*args))
+        sources.append(weakref.ref(made))
+        return made
+
+    model.source = source
+    outcomes = decode(model, documents(0, 30), BEAMS | {"min_length": 10})
+    gc.collect()
+    assert isinstance(outcomes[0].error, OutOfMemoryError)
+    assert [ref() for ref in sources] == [None]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("options", [GREEDY, BEAMS, GREEDY | {"do_sample": True}])
+def test_numbers_that_overflow_fail_their_document_only(
+    value: float, options: dict[str, Any]
+) -> None:
+    texts = documents(4, *(10 + i for i in range(9)))
+    for text in texts:
+        text[:] = [token if token != 3 else 4 for token in text]
+    seeds = list(range(9))
+    # The embedding is untied, or a broken row would reach every document through the logits.
+    model = copy.deepcopy(models(1)[0])
+    encoder = model.led.encoder
+    encoder.embed_tokens = copy.deepcopy(encoder.embed_tokens)
+    good = decode(model, texts, options, seeds=seeds)
+    with torch.no_grad():
+        encoder.embed_tokens.weight[3] = value
+    texts[2][5] = texts[6][4] = 3
+    outcomes = decode(model, texts, options, seeds=seeds)
+    for i, outcome in enumerate(outcomes):
+        if i in (2, 6):
+            assert isinstance(outcome.error, NonFiniteError)
+            assert outcome.sequences == []
+        else:
+            assert outcome.sequences == good[i].sequences
+
+
+def test_broken_logits_late_in_a_text_are_found() -> None:
+    """A decoder position that is NaN fails only the documents whose text gets that far."""
+    model = copy.deepcopy(models(1)[0])
+    texts = documents(2, *[25] * 12)
+    good = decode(model, texts, GREEDY)
+    with torch.no_grad():
+        model.led.decoder.embed_positions.weight[6] = float("nan")
+    outcomes = decode(model, texts, GREEDY)
+    failed = [isinstance(outcome.error, NonFiniteError) for outcome in outcomes]
+    assert failed == [len(g.sequences[0]) > 6 for g in good]
+    assert 0 < sum(failed) < len(texts)
+    assert "after 6 tokens" in str(next(o.error for o in outcomes if o.error))
+
+
+def test_documents_that_cannot_be_encoded_get_their_own_error() -> None:
+    ours, _ = models(0)
+    texts = [*documents(0, 20, 128, 129), [], [0, VOCAB, 2], [0, -1, 2], documents(1, 30)[0]]
+    outcomes = decode(ours, texts, GREEDY)
+    errors = [type(outcome.error) for outcome in outcomes]
+    none = type(None)
+    assert errors == [none, none, TooLongError, ShapeError, ShapeError, ShapeError, none]
+    assert "129 tokens" in str(outcomes[2].error)
+    request = Request(texts[0], GenerationConfig(**GREEDY), global_positions=[50])
+    assert isinstance(dict(Engine(ours, batch_tokens=99).run([request]))[0].error, ShapeError)
+
+
+def test_wrong_options_are_refused_before_any_work() -> None:
+    model = watch(0)
+    options = GenerationConfig(max_new_tokens=41)
+    with pytest.raises(ConfigError, match="40 positions"):
+        Engine(model, batch_tokens=100).run([Request([0, 5, 2], options)])
+    for budget in ({"batch_tokens": 0}, {"batch_tokens": 5, "max_rows": 0}):
+        with pytest.raises(ConfigError, match="1 or greater"):
+            Engine(model, **budget)
+    assert model.encoded == []
+
+
+def test_no_requests_no_outcomes() -> None:
+    empty: Iterator[Any] = Engine(models(0)[0], batch_tokens=1).run([])
+    assert list(empty) == []
+
+
+SAMPLE = {"max_new_tokens": 12, "do_sample": True, "top_k": 0}
+
+
+def test_sampling_repeats_with_the_seed_and_varies_with_it() -> None:
+    ours, _ = models(2)
+    text = documents(0, 30)[0]
+    one = decode(ours, [text] * 6, SAMPLE, seeds=[1, 2, 3, 4, 5, 1])
+    assert one[0].sequences == one[5].sequences
+    assert len({tuple(o.sequences[0]) for o in one}) >= 4
+    fresh = decode(ours, [text] * 6, SAMPLE)
+    assert len({tuple(o.sequences[0]) for o in fresh}) >= 4
+
+
+def test_several_samples_of_one_document() -> None:
+    ours, _ = models(2)
+    options = SAMPLE | {"num_return_sequences": 5}
+    outcome = decode(ours, documents(0, 30), options, seeds=[7])[0]
+    assert len(outcome.sequences) == len(outcome.scores) == 5
+    assert outcome.scores == sorted(outcome.scores, reverse=True)
+    assert len({tuple(s) for s in outcome.sequences}) >= 3
+
+
+def test_one_allowed_token_makes_sampling_greedy() -> None:
+    texts = documents(0, 30, 20, 10)
+    for seed in range(3):
+        sampled = decode(models(seed)[0], texts, GREEDY | {"do_sample": True, "top_k": 1})
+        assert [o.sequences for o in sampled] == agree(seed, texts, GREEDY)
+
+
+def test_sampled_first_tokens_follow_the_models_distribution() -> None:
+    ours, _ = models(4)
+    text = documents(3, 30)[0]
+    options = {"max_new_tokens": 1, "do_sample": True, "top_k": 6, "num_return_sequences": 4000}
+    outcome = decode(ours, [text], options, seeds=[11])[0]
+    drawn = torch.tensor(outcome.sequences)[:, 0].bincount(minlength=VOCAB) / 4000
+    with torch.inference_mode():
+        layout = Layout.from_lengths([len(text)], [(0,)])
+        source = ours.source(ours.encode(torch.tensor(text), layout), layout)
+        start = torch.tensor([2])
+        logits = ours.decode_step(start, torch.zeros(1).long(), ours.new_cache(1, 1), source, 1)
+    best = logits[0].topk(6)
+    expected = torch.zeros(VOCAB).scatter(0, best.indices, best.values.softmax(0))
+    # Four standard deviations of a share of 1/2 among 4000 draws.
+    torch.testing.assert_close(drawn, expected, atol=0.032, rtol=0)

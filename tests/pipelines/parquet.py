@@ -1,0 +1,57 @@
+"""Parquet files for tests: written in row groups, and damaged where it hurts."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write(
+    path: Path, columns: dict[str, Any] | pa.Table, *, groups: Any = None, **options: Any
+) -> Path:
+    """Write a table; `groups` lists the rows of each row group (default: one with all rows)."""
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = 0
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        for count in groups if groups is not None else [table.num_rows]:
+            # Without a limit of its own the writer would write no empty row group.
+            writer.write_table(table.slice(start, count), row_group_size=max(count, 1))
+            start += count
+    assert start == table.num_rows
+    return path
+
+
+def _chunk(path: Path, column: str, group: int) -> tuple[int, int]:
+    """Where the pages of a column chunk lie: first byte and one past the last."""
+    row_group = pq.read_metadata(path).row_group(group)
+    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+    chunk = next(c for c in chunks if c.path_in_schema == column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    return start, start + chunk.total_compressed_size
+
+
+def destroy_page(path: Path, column: str, group: int = 0) -> None:
+    """Overwrite the second half of a column chunk: its last page decodes no more."""
+    start, end = _chunk(path, column, group)
+    data = bytearray(path.read_bytes())
+    middle = (start + end) // 2
+    data[middle:end] = b"\xff" * (end - middle)
+    path.write_bytes(data)
+
+
+def flip_bit(path: Path, column: str, group: int = 0) -> None:
+    """Change one bit near the end of a column chunk: it decodes, and only a checksum can tell."""
+    _, end = _chunk(path, column, group)
+    data = bytearray(path.read_bytes())
+    data[end - 3] ^= 1
+    path.write_bytes(data)
+
+
+def invalid_utf8(texts: list[bytes | None]) -> pa.Array:
+    """A string array of these very bytes, whatever they are."""
+    binary = pa.array(texts, pa.large_binary())
+    return pa.Array.from_buffers(
+        pa.large_string(), len(binary), binary.buffers(), null_count=binary.null_count
+    )
