@@ -44,7 +44,7 @@ _SMALL_CHARS = 5000
 _NUM_SHARDS = 4
 _VOCAB_SIZE = 4096
 _SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-_SHOWN_ROWS = 6
+_SHOWN_ROWS, _SHOWN_CHARS = 6, 40
 
 # Documents this long are cut at the encoder's positions, and the output says so.
 _MODEL: dict[str, Any] = {
@@ -87,8 +87,8 @@ def demo(directory: Path | None, rows: int | None) -> None:
     directory = (directory or Path(tempfile.mkdtemp(prefix="longhaul-demo-"))).absolute()
     _open(directory, rows)
     corpus, model, output = (directory / name for name in ("corpus", "model", "run"))
-    _make(corpus, lambda part: write_corpus(part, rows))
-    _make(model, lambda part: write_model(part, _texts(corpus)))
+    make_whole(corpus, lambda part: write_corpus(part, rows))
+    make_whole(model, lambda part: write_model(part, _texts(corpus)))
     print(f"The demo's corpus, model and run are in {directory}")
     print("The model is small and untrained: its summaries are noise, everything else is real.")
     arguments = ["--input", str(corpus), "--keep-columns", "package"]
@@ -120,7 +120,7 @@ def _open(directory: Path, rows: int | None) -> None:
     marker.write_text(json.dumps({"rows": rows}) + "\n", encoding="utf-8")
 
 
-def _make(target: Path, write: Callable[[Path], None]) -> None:
+def make_whole(target: Path, write: Callable[[Path], None]) -> None:
     """Write a directory whole or not at all; leave one that stands: a run depends on it."""
     if target.exists():
         return
@@ -272,10 +272,10 @@ def _show_rows(output: Path) -> None:
     rows = pa.concat_tables(pq.read_table(output / f.path, columns=columns) for f in files)
     ordered = rows.sort_by([("num_tokens_in", "descending")]).to_pylist()
     table = Table(title="Some of the rows", title_justify="left")
-    table.add_column("id")
-    table.add_column("tokens in", justify="right")
-    table.add_column("truncated")
-    table.add_column("summary begins", no_wrap=True, overflow="ellipsis")
+    table.add_column("id", no_wrap=True)
+    table.add_column("tokens in", justify="right", no_wrap=True)
+    table.add_column("truncated", no_wrap=True)
+    table.add_column("summary begins", overflow="fold")
     last = len(ordered) - 1
     for place in sorted({last * i // (_SHOWN_ROWS - 1) for i in range(_SHOWN_ROWS)}):
         row = ordered[place]
@@ -283,7 +283,7 @@ def _show_rows(output: Path) -> None:
             Text(row["id"]),
             f"{row['num_tokens_in']:,}",
             "yes" if row["truncated"] else "no",
-            Text(_printable(row["summary"] or "")),
+            Text(_printable(row["summary"] or "")[:_SHOWN_CHARS]),
         )
     Console().print(table)
 

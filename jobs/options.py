@@ -23,28 +23,38 @@ def read_yaml(context: click.Context, _: click.Parameter, path: str | None) -> s
         return None
     with open(path, encoding="utf-8") as file:
         try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
+            values = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise click.UsageError(f"{path}: is not YAML: {error}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise click.UsageError(f"{path}: must hold option names and values")
-    known = [p.name for p in context.command.params if p.name not in (None, "config", "more_input")]
-    names = [str(k) for k in known]
-    unknown = [f"{key!r}{did_you_mean(str(key), names)}" for key in values if key not in names]
+    known = {
+        str(p.name): p
+        for p in context.command.params
+        if isinstance(p, click.Option) and p.expose_value
+    }
+    unknown = [f"{key!r}{did_you_mean(str(key), known)}" for key in values if key not in known]
     if unknown:
         raise click.UsageError(f"{path}: unknown option {', '.join(unknown)}")
-    nested = [key for key, value in values.items() if isinstance(value, dict)]
-    if nested:
-        raise click.UsageError(f"{path}: {', '.join(nested)}: values are flat, not tables")
-    context.default_map = {k: _as_text(v) for k, v in values.items()}
+    for key, value in values.items():
+        items = value if isinstance(value, list) and known[key].multiple else [value]
+        if any(isinstance(item, dict | list) for item in items):
+            several = "a value or a flat list" if known[key].multiple else "one value"
+            raise click.UsageError(f"{path}: {key} takes {several}, not {value!r}")
+    context.default_map = {k: _as_typed(known[k], v) for k, v in values.items() if v is not None}
     return path
 
 
-def _as_text(value: Any) -> Any:
-    """YAML reads `true` and `3`; flags are words, and are checked as words."""
-    if isinstance(value, list):
-        return [str(v) for v in value]
-    return value if isinstance(value, bool) or value is None else str(value)
+def _as_typed(option: click.Option, value: Any) -> Any:
+    """YAML reads `true` and `3`; options are words, and are checked as words."""
+    if option.multiple:
+        return [_word(v) for v in (value if isinstance(value, list) else [value])]
+    return value if option.is_flag else _word(value)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @contextmanager

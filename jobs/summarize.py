@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -44,7 +45,8 @@ def _input_options(command: Any) -> Any:
                          help="A published LED directory, its URL, or a hub id."),
             click.option("--text-column", default="text", show_default=True),
             click.option("--id-column", help="Default: id; without such a column file#row."),
-            click.option("--keep-columns", default="", help="Input columns to carry over: a,b."),
+            click.option("--keep-columns", multiple=True, metavar="A,B",
+                         help="Input columns to carry over."),
             click.option("--keep-as", multiple=True, metavar="OLD=NEW",
                          help="Carry a column over under another name."),
             click.option("--limit", type=COUNT, help="Only the first N rows."),
@@ -161,8 +163,10 @@ def validate(
         problems.append("--input: give at least one file, directory or glob")
     with collect(problems):
         task = _task(options, device, problems)
+    kept: dict[str, str] = {}
     with collect(problems):
         kept = _kept(options)
+    with collect(problems):
         reserved = output_schema(Summarize.columns, pa.schema([])).names
         if options["input"]:
             corpus = list_corpus(
@@ -175,12 +179,12 @@ def validate(
                 limit=options["limit"],
             )
     with collect(problems):
+        allowed_failures(options["max_errors"], 0)
+    with collect(problems):
         output = locate(options["output"])
     if problems or task is None or corpus is None or output is None:
         raise Refused(problems)
     fingerprint = fingerprint_of(task, corpus)
-    with collect(problems):
-        allowed_failures(options["max_errors"], corpus.num_rows)
     with collect(problems):
         inspect_run(output, fingerprint, new_run=options["new_run"], skipped=corpus.skipped)
     carried = corpus.num_bytes * 3 if corpus.kept else 0
@@ -217,11 +221,15 @@ def _task(options: dict[str, Any], device: str, problems: list[str]) -> Summariz
             f"--max-source-tokens {limit}: the encoder has "
             f"{config.max_encoder_position_embeddings} positions"
         )
+    # Workers read the directory from wherever they run.
+    model = options["model"]
+    if Path(model).expanduser().is_dir():
+        model = str(directory.absolute())
     dtype = options["dtype"]
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     return Summarize(
-        model=options["model"],
+        model=model,
         generation=_generation(options, directory, config),
         max_source_tokens=limit,
         on_long=options["on_long"],
@@ -243,8 +251,8 @@ def _generation(options: dict[str, Any], directory: Any, config: LEDConfig) -> G
 
 
 def _kept(options: dict[str, Any]) -> dict[str, str]:
-    names = [name.strip() for name in options["keep_columns"].split(",") if name.strip()]
-    kept = {name: name for name in names}
+    names = [name.strip() for given in options["keep_columns"] for name in given.split(",")]
+    kept = {name: name for name in names if name}
     for pair in options["keep_as"]:
         old, equals, new = pair.partition("=")
         if not (equals and old and new):

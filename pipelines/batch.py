@@ -411,7 +411,7 @@ def allowed_failures(max_errors: str, num_rows: int) -> int:
         if text.endswith("%"):
             share = float(text[:-1])
             if 0 <= share <= 100:
-                return int(num_rows * share / 100)
+                return int(num_rows * share / 100 + 1e-9)  # 2.3 % of 3000 is 69, not 68.99
         elif int(text) >= 0:
             return int(text)
     except ValueError:

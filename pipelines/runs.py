@@ -18,7 +18,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -352,7 +352,7 @@ def open_run(
     options: dict[str, Any],
     *,
     new_run: bool,
-    skipped: Iterable[str] = (),
+    skipped: Collection[str] = (),
 ) -> Iterator[Run]:
     """Own a run directory for the length of the block: a new one, or this very run's.
 
@@ -362,20 +362,27 @@ def open_run(
     found = inspect_run(location, fingerprint, new_run=new_run, skipped=skipped)
     run = Run(location, found.run_id or uuid.uuid4().hex, found.attempt + 1)
     try:
-        location.make_directory()
-        run.ownership.claim()
-    except OSError as error:
-        raise Refused(f"{location}: cannot be written: {error}") from error
-    try:
-        # The directory may have changed hands between the look above and the claim.
-        inspect_run(location, fingerprint, new_run=new_run, skipped=skipped)
-        run.output.make_directory()
-        if found.run_id is None:
-            run.write_config(options, fingerprint)
+        with _usable(location):
+            location.make_directory()
+            run.ownership.claim()
+            # The directory may have changed hands between the look above and the claim.
+            found = inspect_run(location, fingerprint, new_run=new_run, skipped=skipped)
+            run.run_id, run.attempt = found.run_id or run.run_id, found.attempt + 1
+            run.output.make_directory()
+            if found.run_id is None:
+                run.write_config(options, fingerprint)
         yield run
     finally:
         with contextlib.suppress(OSError):
             run.ownership.release()
+
+
+@contextlib.contextmanager
+def _usable(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{location}: cannot be used as an output directory: {error}") from error
 
 
 class FoundRun(_Model):
@@ -391,7 +398,7 @@ def inspect_run(
     fingerprint: dict[str, Any],
     *,
     new_run: bool,
-    skipped: Iterable[str] = (),
+    skipped: Collection[str] = (),
 ) -> FoundRun:
     """Look at a directory without touching it.
 
@@ -399,34 +406,48 @@ def inspect_run(
     Raises: Refused if it is not empty and not a run with this fingerprint, or if `new_run` is
     asked of a directory that holds rows.
     """
-    config_file = location.join("config.yaml")
-    if not config_file.exists():
-        strangers = [
-            i.path for i in location.files() if not Path(i.path).name.startswith((".", "_"))
-        ]
-        if strangers:
-            raise Refused(
-                f"{location}: is not empty and not a run directory (it holds "
-                f"{Path(strangers[0]).name}); choose a new --output"
+    with _usable(location):
+        config_file = location.join("config.yaml")
+        if not config_file.exists():
+            inside = (
+                i.path[len(location.path) :].strip("/") for i in location.files(recursive=True)
             )
-        return FoundRun()
-    config = yaml.safe_load(config_file.read_bytes())
-    completed = location.join("_SUCCESS").exists()
-    if new_run and location.join("output").files():
-        raise Refused(
-            f"{location}: --new-run, but this directory holds rows; choose a new --output"
-        )
-    before = config["fingerprint"]
-    before["input"] = {k: v for k, v in before["input"].items() if k not in set(skipped)}
-    changed = differences(before, fingerprint)
-    if changed:
-        raise Refused(
-            [
-                f"{location}: was started with other settings: {'; '.join(changed)}",
-                "give the same settings to go on with it, or another --output for a new run",
-            ]
-        )
-    return FoundRun(run_id=config["run_id"], attempt=last_attempt(location), completed=completed)
+            stranger = next((name for name in inside if not name.startswith((".", "_"))), None)
+            if stranger is not None:
+                raise Refused(
+                    f"{location}: is not empty and not a run directory (it holds {stranger}); "
+                    "choose a new --output"
+                )
+            return FoundRun()
+        run_id, before = _read_config(config_file)
+        completed = location.join("_SUCCESS").exists()
+        if new_run and location.join("output").files():
+            raise Refused(
+                f"{location}: --new-run, but this directory holds rows; choose a new --output"
+            )
+        left_out = set(skipped)
+        before["input"] = {k: v for k, v in before["input"].items() if k not in left_out}
+        changed = differences(before, fingerprint)
+        if changed:
+            raise Refused(
+                [
+                    f"{location}: was started with other settings: {'; '.join(changed)}",
+                    "give the same settings to go on with it, or another --output for a new run",
+                ]
+            )
+        return FoundRun(run_id=run_id, attempt=last_attempt(location), completed=completed)
+
+
+def _read_config(file: Location) -> tuple[str, dict[str, Any]]:
+    """Run id and fingerprint. Many programs write a config.yaml: another's is Refused."""
+    try:
+        config = yaml.safe_load(file.read_bytes())
+        run_id, fingerprint = config["run_id"], config["fingerprint"]
+        if isinstance(run_id, str) and isinstance(fingerprint["input"], dict):
+            return run_id, fingerprint
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        pass
+    raise Refused(f"{file}: is not the config.yaml of a run; choose a new --output")
 
 
 def last_attempt(location: Location) -> int:

@@ -188,7 +188,7 @@ class Generate:
             for name in self.task_columns:
                 values[name][index] = output.columns[name]
         assert all(e is not None or i in outputs for i, e in enumerate(errors)), "a row was lost"
-        good = pa.array([e is None for e in errors])
+        good = pa.array([e is None for e in errors], pa.bool_())
         columns: dict[str, Any] = {
             name: block.column(name) if name in block.column_names else None
             for name in self.schema.names

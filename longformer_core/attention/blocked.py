@@ -138,7 +138,7 @@ def _matmul_blocks(
     """Fill the output through one reused score buffer: the fastest form on CPUs, without grad."""
     num_heads = q.shape[1]
     q_heads, k_heads, v_heads = ((x.transpose(0, 1)) for x in (q * scale, k, v))
-    k_global, v_global = (x.index_select(1, layout.global_index) for x in (k_heads, v_heads))
+    k_global, v_global = (x[layout.global_index].transpose(0, 1) for x in (k, v))
     sizes = [(block, _row_length(block)) for block in blocks]
     buffer = q.new_empty(num_heads * max((b.num_queries * row for b, row in sizes), default=0))
     out = torch.empty_like(q)
@@ -177,7 +177,7 @@ def _fused_blocks(
 ) -> Tensor:
     """Call scaled_dot_product_attention per block: differentiable, and right in 16 bits."""
     q_heads, k_heads, v_heads = (x.transpose(0, 1) for x in (q, k, v))
-    k_global, v_global = (x.index_select(1, layout.global_index) for x in (k_heads, v_heads))
+    k_global, v_global = (x[layout.global_index].transpose(0, 1) for x in (k, v))
     outputs = [q_heads[:, :0]]
     for block in blocks:
         bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)

@@ -2,7 +2,7 @@
 
 Documents advance together but independently: each has its own length and its own end, and what a
 document gets does not depend on the others. State is tensors whose first dimension is documents,
-so that documents leave by indexing.
+so that documents leave by indexing. A finished document must leave before the next step.
 Shapes: B documents, K rows of each, V vocabulary, L longest output, S longest source, C candidates.
 Source: transformers 5.23 `generate`, for what is kept, when a search ends, and every tie.
 """
@@ -148,17 +148,10 @@ class BeamSearch(Search):
 
     Shapes: `tokens` and `scores` are the rows still running. ended_tokens [B, K, L],
     ended_lengths, ended_scores and is_ended [B, K]: the best that ended, best first, with holes
-    (`is_ended` false) until K have; can_improve [B]: a running row may still beat them.
+    (`is_ended` false) until K have.
     """
 
-    _state = (
-        *Search._state,
-        "ended_tokens",
-        "ended_lengths",
-        "ended_scores",
-        "is_ended",
-        "can_improve",
-    )
+    _state = (*Search._state, "ended_tokens", "ended_lengths", "ended_scores", "is_ended")
 
     def __init__(
         self, options: GenerationConfig, sources: Sequence[Tensor], device: torch.device
@@ -168,7 +161,6 @@ class BeamSearch(Search):
         self.ended_lengths = torch.ones_like(self.scores, dtype=torch.int64)
         self.ended_scores = torch.full_like(self.scores, _NEVER)
         self.is_ended = torch.zeros_like(self.scores, dtype=torch.bool)
-        self.can_improve = torch.ones_like(self.is_ended[:, 0])
         # The rows start equal; only the first counts, or all would find the same candidates.
         self.scores[:, 1:] = _NEVER
 
@@ -196,8 +188,7 @@ class BeamSearch(Search):
         best = scores.topk(num_rows).indices
         self.tokens, self.scores = _pick(tokens, best), scores.gather(1, best)
         self.lengths = self.lengths + 1
-        self._look_ahead()
-        is_finished = ~self.can_improve | is_end.all(-1)
+        is_finished = ~self._can_improve() | is_end.all(-1)
         if self.options.early_stopping is True:
             is_finished |= self.is_ended.all(-1)
         first_row = torch.arange(num_documents, device=logits.device)[:, None] * num_rows
@@ -211,9 +202,6 @@ class BeamSearch(Search):
         """
         is_end = is_end & (torch.arange(scores.shape[1], device=scores.device) < self.num_rows)
         scores = scores / self._divisors(self.lengths)
-        if self.options.early_stopping is True:
-            scores = scores + self.is_ended.all(-1, keepdim=True) * _NEVER
-        scores = scores + ~self.can_improve[:, None] * _NEVER
         scores = scores + ~is_end * _NEVER
 
         lengths = (self.lengths + 1).to(scores.device)[:, None].expand_as(is_end)
@@ -224,8 +212,8 @@ class BeamSearch(Search):
         self.ended_lengths = torch.cat([self.ended_lengths, lengths], 1).gather(1, best)
         self.is_ended = torch.cat([self.is_ended, is_end], 1).gather(1, best)
 
-    def _look_ahead(self) -> None:
-        """Note whether a running row may still beat the worst of what ended.
+    def _can_improve(self) -> Tensor:
+        """Return whether a running row may still beat the worst of what ended, [B].
 
         A guess unless the length penalty is 0: the best running row is scored at its present
         length, or at full length when early_stopping is "never" and longer is better.
@@ -236,7 +224,7 @@ class BeamSearch(Search):
         possible = self.scores[:, :1] / self._divisors(lengths)
         worst = self.ended_scores.amin(1, keepdim=True)
         worst = torch.where(self.is_ended, worst, _NEVER)
-        self.can_improve = self.can_improve & (possible > worst).any(1)
+        return (possible > worst).any(1)
 
     def _divisors(self, num_generated: Tensor) -> Tensor:
         """Return num_generated ** length_penalty in float32: [B] -> [B, 1]."""

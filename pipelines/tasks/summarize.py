@@ -13,7 +13,6 @@ import torch
 import xxhash
 
 from longformer_core.checkpoint import list_model_files, resolve
-from longformer_core.errors import TokenizerError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine, Request
 from longformer_core.models.led import LEDForConditionalGeneration
@@ -101,12 +100,11 @@ class SummarizeEncoder:
 
     def __call__(self, texts: pa.ChunkedArray) -> Encoded:
         texts = texts.combine_chunks()
-        errors = _unusable(texts)
-        usable = pc.if_else(pa.array([e is None for e in errors]), texts, None)
-        try:
-            ids = self.tokenizer.encode_arrow(usable)
-        except TokenizerError:
-            ids = self._one_by_one(usable, errors)
+        errors = _unreadable(texts)
+        errors = [
+            e or other for e, other in zip(errors, _unusable(_without(texts, errors)), strict=True)
+        ]
+        ids = self.tokenizer.encode_arrow(_without(texts, errors))
         lengths = pc.list_value_length(ids).to_pylist()
         for row, length in enumerate(lengths):
             if length is not None and length > self.limit and self.on_long == "error":
@@ -115,17 +113,6 @@ class SummarizeEncoder:
                     "tokenize", "TooLong", f"{limit}; cut it or raise the limit"
                 )
         return self._cut(ids, lengths, errors)
-
-    def _one_by_one(self, texts: pa.Array, errors: list[RowError]) -> pa.Array:
-        """Find the rows that the tokenizer refuses: bytes that are not UTF-8."""
-        rows = []
-        for row in range(len(texts)):
-            try:
-                rows.append(self.tokenizer.encode_arrow(texts.slice(row, 1)))
-            except TokenizerError as error:
-                errors[row] = row_error("tokenize", "ReadError", str(error))
-                rows.append(pa.nulls(1, pa.large_list(pa.int32())))
-        return pa.concat_arrays(rows)
 
     def _cut(
         self, ids: pa.LargeListArray, lengths: list[int | None], errors: list[RowError]
@@ -149,7 +136,7 @@ class SummarizeEncoder:
             input_ids=pa.LargeListArray.from_arrays(
                 pa.array(ends, pa.int64()),
                 pa.array(np.concatenate(parts), pa.int32()),
-                mask=pa.array([not g for g in good]),
+                mask=pa.array([not g for g in good], pa.bool_()),
             ),
             num_tokens_in=pa.array(lengths, pa.int32()),
             num_windows=pa.array([1 if g else None for g in good], pa.int32()),
@@ -157,6 +144,25 @@ class SummarizeEncoder:
             coverage=pa.array(coverage, pa.float64()),
             errors=errors,
         )
+
+
+def _unreadable(texts: pa.Array) -> list[RowError]:
+    """The error of every row whose bytes are not UTF-8: Arrow hands them on without a look."""
+    errors: list[RowError] = [None] * len(texts)
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        for row in range(len(texts)):
+            try:
+                texts.slice(row, 1).validate(full=True)
+            except pa.ArrowInvalid:
+                errors[row] = row_error("read", "ReadError", "the text is not valid UTF-8")
+    return errors
+
+
+def _without(texts: pa.Array, errors: list[RowError]) -> pa.Array:
+    """The texts, null where there is an error."""
+    return pc.if_else(pa.array([e is None for e in errors], pa.bool_()), texts, None)
 
 
 def _unusable(texts: pa.Array) -> list[RowError]:

@@ -247,8 +247,15 @@ def test_slices_of_a_row_group_are_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.int64(), pa.uint16(), pa.dictionary(pa.int32(), pa.string())]
-)  # fmt: skip
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.int64(),
+        pa.uint16(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+)
 def test_ids_of_every_type_are_strings(tmp_path: Path, kind: pa.DataType) -> None:
     numbers = pa.array([3, 1, 2])
     ids = numbers.cast(kind) if pa.types.is_integer(kind) else numbers.cast(pa.string()).cast(kind)
@@ -289,7 +296,7 @@ def test_ids_beyond_the_limit_are_not_looked_at(tmp_path: Path) -> None:
     assert "null ids" in problems_of(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.timestamp("s"), pa.binary()])
+@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.timestamp("us"), pa.binary()])
 def test_other_types_are_no_ids(tmp_path: Path, kind: pa.DataType) -> None:
     write(tmp_path / "a.parquet", {"id": pa.array([None], kind), **texts(1)})
     assert f"id column 'id' is {kind}; ids are strings or integers" in problems_of(tmp_path)
@@ -327,7 +334,7 @@ def test_kept_columns_without_a_common_type_are_refused(tmp_path: Path) -> None:
 def test_a_kept_number_that_the_common_type_cannot_hold_ends_the_run(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {**texts(1), "n": [2**53 + 1]})
     write(tmp_path / "b.parquet", {**texts(1), "n": [0.5]})
-    with pytest.raises(RunFailed, match="a.parquet: kept column 'n' is int64 here and double"):
+    with pytest.raises(RunFailed, match=r"a\.parquet: kept column 'n' is int64 here and double"):
         read(listed(tmp_path, kept={"n": "n"}))
 
 
@@ -465,10 +472,10 @@ def test_a_file_that_changes_after_listing_ends_the_run(tmp_path: Path) -> None:
     whole, stat = path.read_bytes(), path.stat()
 
     def refused() -> None:
-        with pytest.raises(RunFailed, match="a.parquet was changed or removed"):
+        with pytest.raises(RunFailed, match=r"a\.parquet was changed or removed"):
             list(read_row_group(corpus, file, 0))
 
-    write(path, texts(4, start=10))  # as many rows and bytes, other texts
+    write(path, texts(4, start=4))  # as many rows and bytes, other texts
     assert path.stat().st_size == stat.st_size
     refused()
     write(path, texts(5))
@@ -526,8 +533,6 @@ def test_any_layout_and_limit_yields_the_same_rows_in_order(
             table = read(corpus)
     assert corpus.num_rows == len(expected)
     assert table[TEXT].to_pylist() == expected
-    if len(layout) < 3:  # else the names below count from another root
-        made = [name.removeprefix("0/") for name in made]
     ids = [str(i) for i in range(total)] if with_id else made
     assert table["id"].to_pylist() == ids[:limit]
     assert table[READ_ERROR].null_count == len(expected)

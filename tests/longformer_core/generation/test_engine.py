@@ -124,7 +124,7 @@ ONE_OPTION: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (BEAMS, {"repetition_penalty": 1.5}),
     (BEAMS, {"forced_bos_token_id": 0}),
     (BEAMS, {"forced_eos_token_id": 2}),
-    (BEAMS, {"eos_token_id": [2, *range(4, 20)]}),
+    (BEAMS | {"early_stopping": "never"}, {"eos_token_id": [2, *range(4, 90)]}),
 ]
 
 

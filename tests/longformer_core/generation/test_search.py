@@ -138,6 +138,18 @@ def test_parents_name_the_rows_that_go_on() -> None:
         rows = now
 
 
+def test_enough_candidates_run_on_when_many_ids_end_a_text() -> None:
+    ends = (2, 4, 5)
+    table = language(6)
+    table[:, ends] += 9.0
+    search = begin(1, max_new_tokens=8, num_beams=3, eos_token_id=ends, early_stopping="never")
+    for _ in range(4):
+        search.advance(table[search.inputs()[0]])
+        written = search.tokens[..., 1 : int(search.lengths[0])]
+        assert not torch.isin(written, torch.tensor(ends)).any()
+        assert (search.scores[:, :2] > -1e8).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_number_that_is_not_finite_fails_its_document(

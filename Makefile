@@ -1,0 +1,56 @@
+# The first command on a fresh machine may be any of these; it makes its own environment.
+#   make demo     install, then summarize this Python's own documentation with the real job
+#   make test     install, then run the tests
+#   make check    install, then lint, format check and types
+#   make gpu      the tests that need a GPU, with the Python at hand and nothing installed
+
+# PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
+# that exists. TORCH is what pip is asked for first, options included; nothing replaces it later.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+export TORCH
+# OpenMP threads that spin while they wait starve each other as soon as a machine is shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# Stamps. The first holds the torch that was installed, as a constraint for what follows.
+HAS_TORCH := $(VENV)/.longhaul-torch.txt
+HAS_JOBS := $(VENV)/.longhaul-jobs
+HAS_DEV := $(VENV)/.longhaul-dev
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check gpu
+
+demo: $(HAS_JOBS)
+	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
+
+test: $(HAS_DEV)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(HAS_DEV)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+gpu:
+	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+
+# $$TORCH, the shell's own variable: a ">=" in it is not a redirection.
+$(HAS_TORCH):
+	@$(PYTHON) -c 'import sys; sys.exit("Longhaul needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $$TORCH
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
+
+$(HAS_JOBS): $(HAS_TORCH) pyproject.toml
+	$(PIP) install --constraint $(HAS_TORCH) --editable .
+	touch $@
+
+$(HAS_DEV): $(HAS_TORCH) pyproject.toml
+	$(PIP) install --constraint $(HAS_TORCH) --editable '.[dev]'
+	touch $@ $(HAS_JOBS)

@@ -1,0 +1,79 @@
+"""Drivers to kill, and what they leave to be looked at."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.runs import Run
+from pipelines.storage import locate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def summaries(output: str | Path) -> dict[str, str]:
+    """id -> summary of a completed run, read as a user reads it: the files of the manifest."""
+    run = locate(str(output))
+    assert run.join("_SUCCESS").exists()
+    files = run.join("_manifest.json").read_json()["files"]
+    tables = [pq.read_table(run.join(f["path"]).path, filesystem=run.filesystem) for f in files]
+    table = pa.concat_tables(tables)
+    ids = table["id"].to_pylist()
+    assert len(ids) == len(set(ids)), "a row is there twice"
+    return dict(zip(ids, table["summary"].to_pylist(), strict=True))
+
+
+def begun(journal: Path) -> Counter[str]:
+    return Counter(line for log in journal.glob("*.log") for line in log.read_text().splitlines())
+
+
+def num_committed(output: str | Path) -> int:
+    """Blocks that are durable."""
+    return len(Run(locate(str(output)), "", 0).committed_files())
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.05)
+
+
+class Driver:
+    """A driver process and everything it started."""
+
+    def __init__(
+        self, log: Path, *, module: str = "tests.pipelines.drive", **arguments: Any
+    ) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment.pop("RAY_ADDRESS", None)
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, json.dumps(arguments)],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=file,
+            )
+        self.log = log
+
+    def kill(self) -> None:
+        """SIGKILL to the driver; what it leaves behind is ended by id."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=5.0)
+        for child in alive:
+            child.kill()
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=240.0)
