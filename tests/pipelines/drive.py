@@ -33,7 +33,7 @@ def drive(
     if num_cpus is not None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
     listed = list_corpus([corpus], text_column="text", id_column=None, kept={}, limit=limit)
-    settings = {"max_new_tokens": 8, "no_repeat_ngram_size": 3} | (generation or {})
+    settings = {"max_new_tokens": 16, "no_repeat_ngram_size": 3} | (generation or {})
     accident = Accident(
         model=model,
         generation=GenerationConfig.from_pretrained(model).replace(**settings),

@@ -42,7 +42,7 @@ def test_killed_three_times_then_started_twice_at_once(
         driver.kill()
         assert not (output / "_SUCCESS").exists()
     # Other settings are refused, and named; what cannot change a row may change.
-    with pytest.raises(Refused, match=r"max_new_tokens was 8, is 9"):
+    with pytest.raises(Refused, match=r"max_new_tokens was 16, is 9"):
         drive(**arguments | {"generation": {"max_new_tokens": 9}})
     arguments["task"] |= {"batch_tokens": 4096}
     rivals = [Driver(log, max_errors="5%", **arguments) for _ in range(2)]

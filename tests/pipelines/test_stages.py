@@ -1,0 +1,246 @@
+"""The operators on their own blocks: every row that goes in comes out, in its place."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from longformer_core.errors import (
+    LongformerError,
+    NonFiniteError,
+    OutOfMemoryError,
+    TooLongError,
+)
+from pipelines import stages
+from pipelines.corpus import ID, READ_ERROR, TEXT
+from pipelines.errors import RunFailed
+from pipelines.ledger import Ledger, Tally
+from pipelines.runs import ERROR, output_schema, row_error
+from pipelines.stages import INPUT_IDS, Encoded, Generate, Output, Tokenize
+
+KEPT = pa.schema([("year", pa.int64())])
+COLUMNS = pa.schema([("summary", pa.large_string())])
+
+
+class Letters:
+    """A task whose tokens are code points and whose summary is the text backwards."""
+
+    name = "letters"
+    columns = COLUMNS
+
+    def __init__(self, accidents: dict[str, Any] | None = None) -> None:
+        self.accidents = accidents or {}
+        self.calls: list[list[str]] = []
+
+    def load_encoder(self) -> Callable[[pa.ChunkedArray], Encoded]:
+        return _encode
+
+    def load_worker(self, device: str, num_threads: int) -> "Letters":
+        assert (device, num_threads) == ("cpu", 2)
+        return self
+
+    def locations(self) -> list[Any]:
+        return []
+
+    def worker_memory_bytes(self) -> int:
+        return 1
+
+    def __call__(
+        self, documents: Sequence[tuple[str, Sequence[int]]], on_progress: Callable[[], None]
+    ) -> Iterator[tuple[int, Output]]:
+        self.calls.append([name for name, _ in documents])
+        for index, (name, ids) in reversed(list(enumerate(documents))):
+            on_progress()
+            accident = self.accidents.get(name)
+            if accident == "lost":
+                continue
+            if accident is not None:
+                yield index, Output({}, error=accident)
+            else:
+                text = "".join(map(chr, reversed(list(ids))))
+                yield index, Output({"summary": text}, num_tokens_out=len(ids))
+
+
+def _encode(texts: pa.ChunkedArray) -> Encoded:
+    rows = texts.to_pylist()
+    good = [bool(t) for t in rows]
+    return Encoded(
+        input_ids=pa.array(
+            [[*map(ord, t)] if t else None for t in rows], pa.large_list(pa.int32())
+        ),
+        num_tokens_in=pa.array([len(t) if t is not None else None for t in rows], pa.int32()),
+        num_windows=pa.array([1 if g else None for g in good], pa.int32()),
+        truncated=pa.array([False if g else None for g in good], pa.bool_()),
+        coverage=pa.array([1.0 if g else None for g in good], pa.float64()),
+        errors=[None if g else row_error("read", "EmptyText", "empty") for g in good],
+    )
+
+
+def block_of(texts: list[str | None], read_errors: dict[int, str] | None = None) -> pa.Table:
+    errors = read_errors or {}
+    return pa.table(
+        {
+            ID: pa.array([f"row {i}" for i in range(len(texts))], pa.string()),
+            TEXT: pa.array(texts, pa.large_string()),
+            READ_ERROR: pa.array([errors.get(i) for i in range(len(texts))], pa.string()),
+            "year": pa.array(range(len(texts)), pa.int64()),
+        }
+    )
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger that is called where it stands, with what it was told."""
+    monkeypatch.setattr(stages, "call", lambda actor, method, *a: getattr(actor, method)(*a))
+    return Ledger(max_failed=100, failed_before=0)
+
+
+def generate(task: Letters, ledger: Ledger) -> Generate:
+    return Generate(task, ledger, "cpu", 2, KEPT)
+
+
+def run(task: Letters, ledger: Ledger, block: pa.Table) -> list[dict[str, Any]]:
+    rows = generate(task, ledger)(Tokenize(task, KEPT.names)(block))
+    assert rows.schema == output_schema(COLUMNS, KEPT)
+    found: list[dict[str, Any]] = rows.to_pylist()
+    return found
+
+
+# --- tokenize ---
+
+
+def test_tokenize_drops_the_text_and_keeps_the_rest() -> None:
+    block = Tokenize(Letters(), ["year"])(block_of(["ab", "", "c"]))
+    assert block.column_names == [
+        ID,
+        INPUT_IDS,
+        "num_tokens_in",
+        "num_windows",
+        "truncated",
+        "coverage",
+        "error",
+        "year",
+    ]
+    assert block[INPUT_IDS].to_pylist() == [[97, 98], None, [99]]
+    assert block["year"].to_pylist() == [0, 1, 2]
+    assert [e and e["type"] for e in block["error"].to_pylist()] == [None, "EmptyText", None]
+    assert block.schema.field("error").type == ERROR
+
+
+def test_what_could_not_be_read_is_the_first_error() -> None:
+    block = Tokenize(Letters(), [])(block_of([None, "still there", "x"], {0: "page", 1: "page"}))
+    errors = block["error"].to_pylist()
+    assert errors[0] == errors[1] == row_error("read", "ReadError", "page")
+    assert errors[2] is None
+
+
+def test_an_encoder_is_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    task = Letters()
+    monkeypatch.setattr(task, "load_encoder", lambda: loaded.append(1) or _encode)
+    monkeypatch.setattr(stages, "_encoders", {})
+    for _ in range(3):
+        Tokenize(task, [])(block_of(["a"]))
+    assert loaded == [1]
+
+
+# --- generate ---
+
+
+def test_outputs_find_their_rows_whatever_their_order(ledger: Ledger) -> None:
+    rows = run(Letters(), ledger, block_of(["abc", "", "de", None, "f"]))
+    assert [row["summary"] for row in rows] == ["cba", None, "ed", None, "f"]
+    assert [row["id"] for row in rows] == [f"row {i}" for i in range(5)]
+    assert [row["year"] for row in rows] == list(range(5))
+    assert [row["num_tokens_out"] for row in rows] == [3, None, 2, None, 1]
+    assert rows[0]["error"] is None
+    assert rows[3]["error"]["type"] == "EmptyText"
+    done = ledger.snapshot().done
+    assert (done.rows, done.failed, done.tokens_in, done.tokens_out) == (5, 2, 6, 6)
+    assert dict(done.errors) == {"EmptyText": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NonFiniteError("NaN"), "NonFinite"),
+        (OutOfMemoryError("too big"), "OutOfMemory"),
+        (LongformerError("boom"), "ModelError"),
+        (TooLongError("long"), "ModelError"),
+    ],
+)
+def test_errors_of_the_model_stay_with_their_row(
+    ledger: Ledger, error: Exception, kind: str
+) -> None:
+    rows = run(Letters({"row 1": error}), ledger, block_of(["abc", "de", "f"]))
+    assert rows[1]["error"] == {"stage": "generate", "type": kind, "message": str(error)}
+    for name in ("summary", "num_tokens_out", "num_windows", "truncated", "coverage"):
+        assert rows[1][name] is None
+    assert rows[1]["num_tokens_in"] == 2, "what is known of a failed row stays"
+    assert rows[1]["year"] == 1
+    assert [row["summary"] for row in rows] == ["cba", None, "f"]
+    assert ledger.snapshot().samples == {kind: str(error)}
+
+
+@pytest.mark.parametrize("texts", [[], [None], ["", None, ""]])
+def test_blocks_without_work(ledger: Ledger, texts: list[str | None]) -> None:
+    rows = run(Letters(), ledger, block_of(texts))
+    assert [row["summary"] for row in rows] == [None] * len(texts)
+    assert ledger.snapshot().done.failed == len(texts)
+
+
+def test_a_worker_that_forgets_a_document_is_caught(ledger: Ledger) -> None:
+    with pytest.raises(AssertionError, match="a row was lost"):
+        run(Letters({"row 1": "lost"}), ledger, block_of(["abc", "de", "f"]))
+
+
+def test_a_block_that_lost_its_worker_goes_one_by_one(ledger: Ledger) -> None:
+    task = Letters()
+    operator, block = generate(task, ledger), Tokenize(task, ["year"])(block_of(["a", "b", "c"]))
+    told = [n for n in dir(ledger) if not n.startswith("_")]
+    assert "alone" in told
+    keys: list[str] = []
+    begin = ledger.begin
+
+    def dying(key: str) -> Any:
+        keys.append(key)
+        return begin(key)
+
+    ledger.begin = dying  # type: ignore[method-assign]
+    begun = ledger.begin
+    task.accidents["row 1"] = "lost"
+    with pytest.raises(AssertionError):
+        operator(block)  # stands for the death of the process: it began and never finished
+    with pytest.raises(AssertionError):
+        operator(block)
+    assert task.calls == [["row 0", "row 1", "row 2"], ["row 0"], ["row 1"], ["row 2"]]
+    # As if the process had died with the second document alone in it.
+    ledger.alone(keys[0], "row 1")
+    task.calls.clear()
+    rows = operator(block).to_pylist()
+    assert begun is ledger.begin
+    assert len(set(keys)) == 1, "the same rows are the same block"
+    assert task.calls == [["row 0"], ["row 2"]]
+    assert [row["summary"] for row in rows] == ["a", None, "c"]
+    assert rows[1]["error"]["type"] == "WorkerDied"
+    assert "died twice on document 'row 1'" in rows[1]["error"]["message"]
+    assert dict(ledger.snapshot().done.errors) == {"WorkerDied": 1}
+
+
+def test_when_the_budget_is_spent_no_block_begins(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    ledger.finish("before", Tally(rows=200, errors=Tally().errors + _many(101)), {})
+    task = Letters()
+    with pytest.raises(RunFailed, match="budget"):
+        run(task, ledger, block_of(["abc"]))
+    assert task.calls == []
+    assert slept == [30.0]
+
+
+def _many(n: int) -> Any:
+    return type(Tally().errors)({"NullText": n})
