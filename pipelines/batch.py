@@ -272,7 +272,8 @@ class _Attempt:
 
     def _run_graph(self, options: BatchOptions, before: Tally) -> None:
         started = time.monotonic()
-        with connect(options.address) as cluster:
+        # Ray puts a SIGTERM handler of its own in place when it starts, so ours goes on top again.
+        with connect(options.address) as cluster, _ended_by_signals(self):
             check_visible([self.run.location, self.corpus.root, *self.task.locations()])
             resources = _resources(self.task, self.corpus, options, cluster)
             configure(self.run)

@@ -27,6 +27,10 @@ EXTRA_CPUS = 2
 # What a resume needs beside the workers, which do with none.
 MIN_CPUS = 2
 _OBJECT_STORE_BYTES = 2 * 2**30
+# OpenMP threads that spin while they wait keep the tokenizer beside them off the cores: a block
+# of documents took up to twenty times as long. Read when torch is imported, so it must be there
+# when a worker process starts.
+_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,12 @@ def _joined(address: str) -> Iterator[None]:
     if address.startswith("ray://"):
         raise Refused(f"{address}: submit the job to the cluster (ray job submit) instead")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": _OPENMP},
+        )
     except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise Refused(f"cannot join the Ray cluster at {address}: {error}") from error
     yield
@@ -108,7 +117,7 @@ def _embedded() -> Iterator[None]:
             token.touch(mode=0o600)
             token.write_text(secrets.token_hex(32))
             environment["RAY_AUTH_TOKEN_PATH"] = str(token)
-        os.environ.update(environment)
+        os.environ.update(_OPENMP | environment)
         ray.init(
             address="local",
             num_cpus=num_cores() + EXTRA_CPUS,

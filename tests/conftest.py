@@ -1,19 +1,75 @@
-"""Fixtures shared by all tests: no network, two threads, one tiny LED directory."""
+"""Fixtures shared by all tests: no network, two threads, one tiny LED, one Ray for the session.
+
+Ray and Arrow are imported by the fixtures that need them: the core's tests do without.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Read when torch is imported: threads that spin while they wait starve each other here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
-from tests.helpers import make_led_directory
+from tests.helpers import corpus_texts, make_led_directory
 
 # Read when huggingface_hub is imported, which no test file has done yet.
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(2)
+
+NUM_ROWS = 240
 
 
 @pytest.fixture(scope="session")
 def led_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny seeded LED model in the published layout; read it, do not write into it."""
     return make_led_directory(tmp_path_factory.mktemp("led") / "model")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """An embedded cluster; jobs run in this process use it because Ray is initialised."""
+    # A RAY_ADDRESS of the developer's shell must not send the tests' rows to his cluster.
+    os.environ.pop("RAY_ADDRESS", None)
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    from pipelines.cluster import connect
+
+    with connect(None):
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real texts, a few hundred words each, over four files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("corpus")
+    words = " ".join(corpus_texts(30)).split()
+    assert len(words) > 150 * NUM_ROWS + 300
+    texts = [" ".join(words[150 * i : 150 * i + 60 + i]) for i in range(NUM_ROWS)]
+    for part in range(4):
+        rows = texts[part::4]
+        ids = [f"{part}-{i}" for i in range(len(rows))]
+        pq.write_table(pa.table({"id": ids, "text": rows}), folder / f"{part}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    ray_session: None, corpus: Path, led_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The summaries of a run that nothing happened to. Distinct, or no comparison could see."""
+    from tests.pipelines.drive import drive
+    from tests.pipelines.driving import summaries
+
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    drive(corpus=str(corpus), output=str(output), model=str(led_directory))
+    rows = summaries(output)
+    assert len(rows) == NUM_ROWS
+    assert len(set(rows.values())) > 0.9 * NUM_ROWS
+    return rows
