@@ -220,7 +220,7 @@ def _error_type(error: Exception) -> str:
 
 
 def _token_ids(block: pa.Table, row: int) -> Sequence[int]:
-    ids: Sequence[int] = block.column(INPUT_IDS)[row].values.to_numpy()
+    ids: Sequence[int] = block.column(INPUT_IDS)[row].values.to_numpy().copy()
     return ids
 
 

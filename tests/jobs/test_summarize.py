@@ -438,7 +438,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on_later(
                 file.write(bytes(1024))
 
     flags = ["--input", corpus, "--output", output, "--model", led_directory, *GENERATION]
-    flags += ["--max-source-tokens", "64", "--rows-per-block", "2", "--keep-as", "year=published"]
+    flags += ["--max-source-tokens", "64", "--rows-per-block", "4", "--keep-as", "year=published"]
     with small_disk(tmp_path / "disk", 2**21) as mounted:
         thread = threading.Thread(target=fill_up, args=(mounted,))
         thread.start()
