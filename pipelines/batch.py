@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.checkpoint import CheckpointConfig
@@ -248,27 +249,33 @@ class _Attempt:
         self.fingerprint, self.max_failed = fingerprint, max_failed
         self.total = Tally()
         self.timings: dict[str, float] = {}
+        self.watch: Watch | None = None
 
     def execute(self, options: BatchOptions) -> Report:
+        """Do what is left to do and finalize; whatever ends it early is in the status."""
         try:
-            self.run.clear_pending()
-            before = read_written(self.run.committed_files()).tally
-            self.total = before
-            self._status("running")
-            if before.rows < self.corpus.num_rows and before.failed <= self.max_failed:
-                self._run_graph(options, before)
-            return self._finalize(before)
-        except BudgetExceeded as error:
-            self._close("failed", audit(self.run, self.corpus, complete=False))
-            self._status("failed", str(error))
-            raise
+            return self._execute(options)
         except PipelineError as error:
             self._status("failed", str(error))
             raise
-        except (ray.exceptions.RayError, OSError) as error:
+        except (ray.exceptions.RayError, pa.ArrowException, OSError) as error:
             message = root_cause(error)
             self._status("failed", message)
             raise RunFailed(f"{message}\nthe same command goes on from here") from error
+
+    def _execute(self, options: BatchOptions) -> Report:
+        self.run.clear_pending()
+        before = read_written(self.run.committed_files()).tally
+        self.total = before
+        self._status("running")
+        try:
+            if before.rows < self.corpus.num_rows and before.failed <= self.max_failed:
+                self._run_graph(options, before)
+            return self._finalize(before)
+        except BudgetExceeded:
+            # The rows that failed are what the user will want to look at.
+            self._close("failed", audit(self.run, self.corpus, complete=False))
+            raise
 
     def _run_graph(self, options: BatchOptions, before: Tally) -> None:
         started = time.monotonic()
@@ -284,7 +291,7 @@ class _Attempt:
             started = time.monotonic()
             rows_in = self.corpus.num_rows
             with show_progress(rows_in, before) as show:
-                watch = Watch(
+                self.watch = watch = Watch(
                     self.run,
                     ledger,
                     rows_in=rows_in,
@@ -359,6 +366,8 @@ class _Attempt:
         return manifest
 
     def _status(self, state: Any, message: str = "") -> None:
+        if not self.run.ownership.held:
+            return  # another process has the directory now, and says there how it stands
         try:
             self.run.write_status(state, *counts(self.corpus.num_rows, self.total), message)
         except OSError as error:  # a full disk must not hide the error that filled it
@@ -366,7 +375,11 @@ class _Attempt:
 
     def end_by_signal(self, number: int) -> NoReturn:
         """Say so on the disk first: whoever sent the signal may not wait long."""
+        if self.watch is not None:
+            self.total = self.watch.total
         self._status("cancelled", f"ended by {signal.Signals(number).name}")
+        if self.watch is not None:
+            self.watch.flush_metrics()
         with contextlib.suppress(OSError):
             self.run.ownership.release()
         print("cancelled; the same command goes on from here", file=sys.stderr, flush=True)

@@ -9,8 +9,10 @@ row), and the kept columns under their output names.
 """
 
 import dataclasses
+import functools
 import logging
 import posixpath
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 ID, TEXT, READ_ERROR = "id", "__text", "__read_error"
 SLICE_ROWS = 256
 _NUM_THREADS = 16
+_REREAD_AFTER_S = (0.2, 1.0)
 _NUM_NAMED = 5  # how many offending rows or files a message names
 
 
@@ -486,28 +489,30 @@ def read_row_group(corpus: Corpus, file: InputFile, index: int) -> Iterator[pa.T
     _check_unchanged(corpus, file)
     first, num_rows = file.row_groups[index]
     wanted = [corpus.text_column, *corpus.kept, *([corpus.id_column] if corpus.id_column else [])]
+    wanted = list(dict.fromkeys(wanted))
     done = 0
+    try:
+        for rows in _slices(corpus, file, index, wanted):
+            part = rows.slice(0, num_rows - done)
+            if part.num_rows:
+                yield _normalise(corpus, file, part, first + done)
+                done += part.num_rows
+        return
+    except (OSError, pa.ArrowException) as error:
+        logger.warning("%s, row group %d: %s; reading column by column", file.name, index, error)
+    rows, reason = _read_what_can_be_read(corpus, file, index, wanted)
+    if reason is not None:
+        reason = f"{file.name}, row group {index}: {reason}"
+    yield _normalise(corpus, file, rows.slice(done, num_rows - done), first + done, reason)
+
+
+def _slices(corpus: Corpus, file: InputFile, index: int, wanted: list[str]) -> Iterator[pa.Table]:
     with corpus.filesystem.open_input_file(file.path) as handle:
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
-        try:
-            for batch in parquet.iter_batches(
-                SLICE_ROWS,
-                row_groups=[index],
-                columns=list(dict.fromkeys(wanted)),
-                use_threads=False,
-            ):
-                rows = pa.Table.from_batches([batch]).slice(0, num_rows - done)
-                if rows.num_rows:
-                    yield _normalise(corpus, file, rows, first + done)
-                    done += rows.num_rows
-            return
-        except (OSError, pa.ArrowException) as error:
-            logger.warning(
-                "%s, row group %d: %s; reading column by column", file.name, index, error
-            )
-            reason = _one_line(error)
-        rows = _read_what_can_be_read(parquet, index, wanted).slice(done, num_rows - done)
-    yield _normalise(corpus, file, rows, first + done, f"{file.name}, row group {index}: {reason}")
+        for batch in parquet.iter_batches(
+            SLICE_ROWS, row_groups=[index], columns=wanted, use_threads=False
+        ):
+            yield pa.Table.from_batches([batch])
 
 
 def _check_unchanged(corpus: Corpus, file: InputFile) -> None:
@@ -522,16 +527,44 @@ def _check_unchanged(corpus: Corpus, file: InputFile) -> None:
         )
 
 
-def _read_what_can_be_read(parquet: pq.ParquetFile, index: int, wanted: list[str]) -> pa.Table:
-    """Every column that decodes; the others null."""
-    num_rows, schema = parquet.metadata.row_group(index).num_rows, parquet.schema_arrow
+def _read_what_can_be_read(
+    corpus: Corpus, file: InputFile, index: int, wanted: list[str]
+) -> tuple[pa.Table, str | None]:
+    """Every column that decodes, the others null, and why one did not, if any did not."""
     columns: dict[str, Any] = {}
-    for name in dict.fromkeys(wanted):
-        try:
-            columns[name] = parquet.read_row_group(index, columns=[name]).column(0)
-        except (OSError, pa.ArrowException):
-            columns[name] = pa.nulls(num_rows, schema.field(name).type)
-    return pa.table(columns)
+    reason = None
+    for name in wanted:
+        column = _read_patiently(corpus, file, index, name)
+        if isinstance(column, Exception):
+            reason = _one_line(column)
+            column = None
+        columns[name] = column
+    with corpus.filesystem.open_input_file(file.path) as handle:
+        parquet = pq.ParquetFile(handle)
+        num_rows = parquet.metadata.row_group(index).num_rows
+        for name, column in columns.items():
+            if column is None:
+                columns[name] = pa.nulls(num_rows, parquet.schema_arrow.field(name).type)
+    return pa.table(columns), reason
+
+
+def _read_patiently(
+    corpus: Corpus, file: InputFile, index: int, name: str
+) -> pa.ChunkedArray | Exception:
+    """A store that is unwell for a moment is no bad page: three readings before giving up."""
+    column: pa.ChunkedArray | Exception = None
+    for wait_s in (0.0, *_REREAD_AFTER_S):
+        time.sleep(wait_s)
+        column = _try(functools.partial(_read_column, corpus, file, index, name))
+        if not isinstance(column, Exception):
+            break
+    return column
+
+
+def _read_column(corpus: Corpus, file: InputFile, index: int, name: str) -> pa.ChunkedArray:
+    with corpus.filesystem.open_input_file(file.path) as handle:
+        parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+        return parquet.read_row_group(index, columns=[name], use_threads=False).column(0)
 
 
 def _normalise(

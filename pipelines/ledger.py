@@ -117,7 +117,7 @@ class Ledger:
         return Snapshot(
             done=self._total,
             moved=self._moved,
-            num_loading=len(self._loading),
+            num_loading=len(self._loading) if not self._done else 0,
             num_deaths=self._deaths.total(),
             load_s=self._load_s,
             samples=self._samples,

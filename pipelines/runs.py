@@ -195,6 +195,7 @@ class Ownership:
 
     def __init__(self, run_directory: Location) -> None:
         self._file = run_directory.join("_owner.json")
+        self.held = True  # until another process is seen in our place
         pid = os.getpid()
         self._me = Owner(
             owner_id=uuid.uuid4().hex,
@@ -223,6 +224,7 @@ class Ownership:
         """Renew the heartbeat; False if another process has taken the directory over."""
         holder = self._read()
         if holder is not None and holder.owner_id != self._me.owner_id:
+            self.held = False
             return False
         self._write()
         return True

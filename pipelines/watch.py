@@ -82,7 +82,7 @@ class Watch:
         self._thread.join(timeout=10.0)
         _active = None
         self._look()
-        self.run.write_metrics(self._metrics)
+        self.flush_metrics()
 
     @property
     def total(self) -> Tally:
@@ -125,11 +125,10 @@ class Watch:
                 self._beat()
             if now - metrics > _METRICS_S:
                 metrics = now
-                self._note_metrics()
+                self._metrics.append(self._metrics_line())
             if now - flush > _METRICS_FLUSH_S:
                 flush = now
-                self.run.write_metrics(self._metrics)
-                self._metrics = []
+                self.flush_metrics()
 
     def _look(self) -> None:
         try:
@@ -168,7 +167,15 @@ class Watch:
         rows, tokens = counts(self.rows_in, self.total)
         self.run.write_status(state, rows, tokens, message)
 
-    def _note_metrics(self) -> None:
+    def flush_metrics(self) -> None:
+        """Write what was noted since the last time, and how it stands now."""
+        lines, self._metrics = [*self._metrics, self._metrics_line()], []
+        try:
+            self.run.write_metrics(lines)
+        except OSError as error:
+            logger.warning("metrics cannot be written: %s", error)
+
+    def _metrics_line(self) -> str:
         total, snapshot = self.total, self.snapshot
         line = {
             "time": time.time(),
@@ -180,7 +187,7 @@ class Watch:
             "worker_deaths": snapshot.num_deaths if snapshot else 0,
             "operators": self._operators,
         }
-        self._metrics.append(json.dumps(line) + "\n")
+        return json.dumps(line) + "\n"
 
     def dump(self) -> str:
         """Operators and free resources, for whoever has to find out why nothing moves."""

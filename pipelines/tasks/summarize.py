@@ -1,21 +1,22 @@
-"""Summarization with LED: a text becomes token ids, generated ids become the column `summary`."""
+"""Summarization with LED: a text becomes token ids, generated ids become the column `summary`.
+
+torch is imported by the worker alone: a process that only tokenizes starts without it.
+"""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 import xxhash
 
-from longformer_core.checkpoint import list_model_files, resolve
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.engine import Engine, Request
-from longformer_core.models.led import LEDForConditionalGeneration
+from longformer_core.location import resolve
 from longformer_core.tokenizer import LEDTokenizerFast
 from pipelines.runs import OUTPUT_VERSION, row_error
 from pipelines.stages import Encoded, Output
@@ -24,6 +25,9 @@ from pipelines.storage import Location, locate
 COLUMNS = pa.schema([pa.field("summary", pa.large_string())])
 
 _LIBRARY_BYTES = 512 * 2**20
+
+if TYPE_CHECKING:
+    from longformer_core.generation.engine import Request
 
 RowError = dict[str, str] | None
 
@@ -60,14 +64,18 @@ class Summarize:
         }
         if self.generation.do_sample:
             options["seed"] = self.seed
-        files = list_model_files(resolve(self.model))
         return {
             "task": self.name,
             "output_version": OUTPUT_VERSION,
-            "model": {path.name: _hash(path) for path in files},
+            "model": {path.name: _hash(path) for path in self._model_files()},
             "options": options,
             "dtype": self.dtype,
         }
+
+    def _model_files(self) -> list[Path]:
+        from longformer_core.checkpoint import list_model_files
+
+        return list_model_files(resolve(self.model))
 
     def locations(self) -> list[Location]:
         """Local paths that every node must see."""
@@ -75,7 +83,7 @@ class Summarize:
 
     def worker_memory_bytes(self) -> int:
         """What a worker needs: the weights, twice while they load, and the libraries."""
-        weights = sum(path.stat().st_size for path in list_model_files(resolve(self.model)))
+        weights = sum(path.stat().st_size for path in self._model_files())
         return 2 * weights + _LIBRARY_BYTES
 
     def output_row_bytes(self) -> int:
@@ -188,6 +196,11 @@ class SummarizeWorker:
     """A loaded LED behind one engine."""
 
     def __init__(self, task: Summarize, device: str, num_threads: int) -> None:
+        import torch
+
+        from longformer_core.generation.engine import Engine
+        from longformer_core.models.led import LEDForConditionalGeneration
+
         if device == "cpu":
             # Ray sets OMP_NUM_THREADS from the logical CPUs it was asked for, which say nothing
             # about how many cores this worker has to itself.
@@ -215,7 +228,9 @@ class SummarizeWorker:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             yield index, Output({"summary": text}, sum(i not in self.special for i in ids))
 
-    def _request(self, name: str, ids: Sequence[int]) -> Request:
+    def _request(self, name: str, ids: Sequence[int]) -> "Request":
+        from longformer_core.generation.engine import Request
+
         options = self.task.generation
         seed = row_seed(self.task.seed, name) if options.do_sample else None
         return Request(ids, options, seed=seed)
