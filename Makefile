@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 export TORCH
 # OpenMP threads that spin while they wait starve each other as soon as a machine is shared.
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 3000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

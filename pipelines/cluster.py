@@ -27,10 +27,10 @@ EXTRA_CPUS = 2
 # What a resume needs beside the workers, which do with none.
 MIN_CPUS = 2
 _OBJECT_STORE_BYTES = 2 * 2**30
-# OpenMP threads that spin while they wait keep the tokenizer beside them off the cores: a block
-# of documents took up to twenty times as long. Read when torch is imported, so it must be there
-# when a worker process starts.
-_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE"}
+# How long OpenMP threads spin before they sleep (libgomp). Its default starves whoever shares the
+# cores, not to spin at all makes every small operation wait for a thread to wake: CHANGELOG.md has
+# the figures. Read when torch is imported, so it must be there when a worker process starts.
+_OPENMP = {"GOMP_SPINCOUNT": "3000"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def _quiet() -> None:
     """One story on the console, the run's own; Ray's stays in its log files."""
     for name in ("ray.data", "ray.train", "ray"):
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
+            # Not those that it shares with the root: they are the program's, as in a test.
+            if isinstance(handler, logging.StreamHandler) and handler not in logging.root.handlers:
                 handler.setLevel(logging.CRITICAL)
     # Ray Data hands every actor pool its context through the object store and Ray's core calls
     # that an error. It is lost with the driver's node only, and then the run is lost too.
@@ -106,6 +107,9 @@ def _embedded() -> Iterator[None]:
     environment = {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(search)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray puts its workers behind everything else on the machine (nice 15): then the driver's
+        # scheduling loop takes a core from one of their threads, and the others wait for it.
+        "RAY_worker_niceness": "0",
     }
     with tempfile.TemporaryDirectory(prefix="longhaul-") as private:
         if "RAY_AUTH_MODE" not in os.environ:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Read when torch is imported: threads that spin while they wait starve each other here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

@@ -126,7 +126,7 @@ def loop_blocks(task: Timed, corpus: Path, block_rows: int) -> list[list[tuple[s
     table = pads.dataset(str(corpus)).to_table().sort_by("id")
     ids = table["id"].to_pylist()
     encoded = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids
-    documents = [(name, encoded[i].values.to_numpy()) for i, name in enumerate(ids)]
+    documents = [(name, encoded[i].values.to_numpy().copy()) for i, name in enumerate(ids)]
     return [documents[i : i + block_rows] for i in range(0, len(documents), block_rows)]
 
 
