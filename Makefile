@@ -13,7 +13,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
 export TORCH
-# OpenMP threads that spin while they wait starve each other as soon as a machine is shared.
+# OpenMP threads spin this long before they sleep; CHANGELOG.md has the figures.
 export GOMP_SPINCOUNT ?= 3000
 
 BIN := $(VENV)/bin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch is imported: threads that spin while they wait starve each other here.
+# Read when torch is imported: as in the job's workers, threads spin a little and then sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
