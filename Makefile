@@ -13,8 +13,6 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
 export TORCH
-# OpenMP threads spin this long before they sleep; CHANGELOG.md has the figures.
-export GOMP_SPINCOUNT ?= 3000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

@@ -16,9 +16,10 @@ from longformer_core.errors import CheckpointError
 from longformer_core.generation.config import GenerationConfig
 from pipelines.batch import BatchOptions, allowed_failures, check_room, run_batch
 from pipelines.cluster import has_gpu
+from pipelines.contract import output_schema
 from pipelines.corpus import Corpus, list_corpus
 from pipelines.errors import Refused
-from pipelines.runs import inspect_run, output_schema
+from pipelines.runs import inspect_run
 from pipelines.storage import Location, locate
 from pipelines.tasks.summarize import Summarize
 

@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines.corpus import ID, TEXT, Corpus, InputFile, read_ids, read_row_group
+from pipelines.contract import ERROR, FileEntry
+from pipelines.corpus import ID, TEXT, Corpus, InputFile, read_ids
 from pipelines.errors import RunFailed
 from pipelines.ledger import Tally
-from pipelines.runs import ERROR, FileEntry, Run
+from pipelines.reading import read_row_group
+from pipelines.runs import Run
 from pipelines.storage import Location
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,4 @@
-"""The batch graph: read, tokenize, generate, write, over any task.
-
-    Parquet row groups -> Tokenize (CPU tasks) -> Generate (an actor per worker) -> Parquet files
-
-The four are separate Ray Data operators on a first run and on a resume. Rows stay Arrow from end
-to end, one row per document, so that Ray's row-id checkpoint holds.
-"""
+"""A batch run: a task over a corpus into a run directory, from the first look to `_SUCCESS`."""
 
 import contextlib
 import importlib.metadata
@@ -22,39 +16,22 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.data.checkpoint import CheckpointConfig
 from ray.data.exceptions import SystemException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.audit import Written, audit, read_written, write_dead_letter
 from pipelines.cluster import Cluster, check_visible, connect
-from pipelines.corpus import ID, Corpus, ParquetCorpus
+from pipelines.contract import InputEntry, Manifest, ManifestRows, SkippedEntry, TokenCounts
+from pipelines.corpus import Corpus
 from pipelines.errors import BudgetExceeded, PipelineError, Refused, RunFailed
-from pipelines.ledger import Ledger, Snapshot, Tally
+from pipelines.graph import Resources, build, configure, plan_resources, start_ledger, write
+from pipelines.ledger import Snapshot, Tally
 from pipelines.progress import show_progress
-from pipelines.runs import (
-    InputEntry,
-    Manifest,
-    ManifestRows,
-    Run,
-    SkippedEntry,
-    TokenCounts,
-    inspect_run,
-    open_run,
-)
-from pipelines.stages import Generate, Task, Tokenize
+from pipelines.runs import Run, inspect_run, open_run
+from pipelines.stages import Task
 from pipelines.storage import Location
-from pipelines.watch import Watch, WatchCallback, budget_message, counts
+from pipelines.watch import Watch, budget_message, counts
 
 logger = logging.getLogger(__name__)
-
-# Ray merges neighbouring operators whose resources are equal, and a merged operator is one task
-# from read to write: nothing is durable before its end. So no two neighbours ask for the same.
-# Reading and writing wait for disks and networks: they ask for no CPU, so that a write is never
-# kept waiting (what is generated and not written is lost by a kill) and a reader that is held
-# back never sits on the CPU that the next operator needs to take its rows. Tokenizing keeps Ray's
-# default of one CPU, for then Ray merges the cut into blocks of N rows with it.
 
 
 @dataclass(frozen=True)
@@ -77,136 +54,6 @@ class Report:
     location: Location
     manifest: Manifest
     resumed_rows: int
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one run takes of the cluster."""
-
-    num_workers: int
-    device: str
-    num_threads: int  # of torch, in each worker on a CPU
-    worker_cpus: float
-    worker_memory_bytes: int
-    rows_per_block: int
-
-    @property
-    def blocks_at_risk(self) -> int:
-        """Most blocks whose work a kill can undo: what the workers run and what waits to be
-        written."""
-        return 2 * 2 * self.num_workers
-
-
-def plan_resources(
-    num_rows: int,
-    *,
-    num_workers: int | None,
-    rows_per_block: int | None,
-    device: str,
-    num_cpus: float,
-    num_cores: int,
-    num_gpus: float,
-    worker_memory_bytes: int,
-) -> Resources:
-    """Divide a cluster of `num_cpus` logical CPUs (on `num_cores` cores) among the operators.
-
-    The checkpoint filter of a resume takes a CPU and so does the widest of the other operators;
-    what is left is the workers'. Where nothing is left the workers ask for none: they set their
-    threads themselves, and a plan that hangs for want of a logical CPU helps nobody.
-    Raises: RunFailed if there are fewer GPUs than workers.
-    """
-    if device == "cuda":
-        count = num_workers or max(1, int(num_gpus))
-        if count > num_gpus:
-            raise RunFailed(f"{count} workers need a GPU each, the cluster has {num_gpus:g}")
-        threads, cpus = 1, min(1.0, _share(num_cpus, count))
-    else:
-        count = num_workers or max(1, num_cores // 8)
-        threads = max(1, num_cores // count)
-        cpus = float(min(threads, int(_share(num_cpus, count))))
-    rows = rows_per_block or min(max(num_rows // (32 * count), 8), 128)
-    return Resources(count, device, threads, cpus, max(1, worker_memory_bytes), rows)
-
-
-def _share(num_cpus: float, num_workers: int) -> float:
-    return max(0.0, (num_cpus - 2) / num_workers)
-
-
-def start_ledger(max_failed: int, failed_before: int) -> Any:
-    """The ledger lives on the driver's node: it must outlive every worker node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
-    return actor.remote(max_failed, failed_before)
-
-
-def configure(run: Run) -> None:
-    """Set Ray Data up for a run: checkpoint, watch, no bars and no retries of its own."""
-    context = DataContext.get_current()
-    checkpoint = CheckpointConfig(
-        ID,
-        run.checkpoint.path,
-        delete_checkpoint_on_success=False,
-        override_filesystem=run.location.filesystem,
-    )
-    checkpoint.checkpoint_actor_pool_max_size = 1
-    checkpoint.checkpoint_actor_memory_bytes = 64 * 2**20
-    context.checkpoint_config = checkpoint
-    context.enable_progress_bars = False
-    context.max_errored_blocks = 0
-    context.execution_options.preserve_order = False
-    context.custom_execution_callback_classes = [WatchCallback]
-    # Their advice about memory and idle operators is for people who write graphs, not for users.
-    context.issue_detectors_config.detectors = []
-
-
-def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Dataset:
-    """The graph up to the write."""
-    kept = corpus.kept_schema
-    rows = resources.rows_per_block
-    gpus = {"num_gpus": 1} if resources.device == "cuda" else {}
-    num_row_groups = sum(1 for f in corpus.files for _, count in f.row_groups if count)
-    return (
-        ray.data.read_datasource(
-            # One block per task: left to itself Ray cuts each task's rows into blocks to make up
-            # the parallelism it wishes for.
-            ParquetCorpus(corpus),
-            num_cpus=0,
-            concurrency=min(resources.num_workers + 1, num_row_groups),
-            override_num_blocks=num_row_groups,
-        )
-        .map_batches(
-            Tokenize(task, kept.names),
-            batch_size=rows,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-        )
-        .repartition(target_num_rows_per_block=rows)
-        .map_batches(
-            Generate,
-            fn_constructor_args=(task, ledger, resources.device, resources.num_threads, kept),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=resources.worker_cpus,
-            memory=resources.worker_memory_bytes,
-            compute=ActorPoolStrategy(size=resources.num_workers, max_tasks_in_flight_per_actor=2),
-            **gpus,
-        )
-    )
-
-
-def write(dataset: Dataset, run: Run) -> None:
-    """Run the graph to its end. Append only: every other mode loses rows on a resume."""
-    dataset.write_parquet(
-        run.output.path,
-        filesystem=run.location.filesystem,
-        mode="append",
-        try_create_dir=False,
-        ray_remote_args={"num_cpus": 0},
-    )
-
-
-# --- the run ----------------------------------------------------------------------------------
 
 
 def run_batch(

@@ -3,7 +3,9 @@
 Never one that happens to be there: `ray.init()` without an address joins any cluster it finds.
 """
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -27,10 +29,6 @@ EXTRA_CPUS = 2
 # What a resume needs beside the workers, which do with none.
 MIN_CPUS = 2
 _OBJECT_STORE_BYTES = 2 * 2**30
-# How long OpenMP threads spin before they sleep (libgomp). Its default starves whoever shares the
-# cores, not to spin at all makes every small operation wait for a thread to wake: CHANGELOG.md has
-# the figures. Read when torch is imported, so it must be there when a worker process starts.
-_OPENMP = {"GOMP_SPINCOUNT": "3000"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ def _joined(address: str) -> Iterator[None]:
             address=address,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            runtime_env={"env_vars": _OPENMP},
         )
     except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise Refused(f"cannot join the Ray cluster at {address}: {error}") from error
@@ -108,29 +105,36 @@ def _embedded() -> Iterator[None]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(search)),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray puts its workers behind everything else on the machine (nice 15): then the driver's
-        # scheduling loop takes a core from one of their threads, and the others wait for it.
+        # scheduling loop takes a core from one thread of a model, and the others wait for it.
         "RAY_worker_niceness": "0",
     }
-    with tempfile.TemporaryDirectory(prefix="longhaul-") as private:
-        if "RAY_AUTH_MODE" not in os.environ:
-            # Ray turns token authentication on by itself here (set now, after its import, the mode
-            # would reach the children and not this process). Left to itself it would also write a
-            # token that everybody may read to the home directory, and say so in a warning.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-            token = Path(private, "token")
-            token.touch(mode=0o600)
-            token.write_text(secrets.token_hex(32))
-            environment["RAY_AUTH_TOKEN_PATH"] = str(token)
-        os.environ.update(_OPENMP | environment)
-        ray.init(
-            address="local",
-            num_cpus=num_cores() + EXTRA_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=_object_store_bytes(),
-        )
-        yield
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray turns token authentication on by itself here (set now, after its import, the mode
+        # would reach the children and not this process). Left to itself it would also write a
+        # token that everybody may read to the home directory, and say so in a warning.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        environment["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+    os.environ.update(environment)
+    ray.init(
+        address="local",
+        num_cpus=num_cores() + EXTRA_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=_object_store_bytes(),
+    )
+    yield
+
+
+@functools.cache
+def _token_file() -> Path:
+    """A token for the clusters of this process, whose core reads it only once."""
+    private = tempfile.TemporaryDirectory(prefix="longhaul-")
+    atexit.register(private.cleanup)
+    token = Path(private.name, "token")
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return token
 
 
 def _object_store_bytes() -> int:

@@ -10,254 +10,23 @@
     _manifest.json     the list of files that make the result
     _SUCCESS           last; before it nothing here is a result
 
-The Arrow schemas and JSON models of this module are the contract that users script against.
+Readers wait for `_SUCCESS`, then take the files that the manifest lists.
 """
 
 import contextlib
-import os
-import socket
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow as pa
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from pipelines.contract import Manifest, RowCounts, State, Status, StrictModel, TokenCounts
 from pipelines.errors import Refused
+from pipelines.ownership import Ownership
 from pipelines.storage import Location
-
-# Raised when the same input and options would give other rows than the release before.
-OUTPUT_VERSION = 1
-
-STAGES = ("read", "tokenize", "generate", "write")
-ERROR_TYPES = (
-    "NullText",
-    "EmptyText",  # blank counts
-    "TooLong",
-    "NonFinite",
-    "OutOfMemory",
-    "WorkerDied",
-    "ModelError",
-    "ReadError",  # a page of the input that does not decode
-)
-ERROR = pa.struct(
-    [
-        pa.field("stage", pa.string()),
-        pa.field("type", pa.string()),
-        pa.field("message", pa.string()),
-    ]
-)
-COUNT_FIELDS = (
-    pa.field("num_tokens_in", pa.int32()),
-    pa.field("num_tokens_out", pa.int32()),
-    pa.field("num_windows", pa.int32()),
-    pa.field("truncated", pa.bool_()),
-    pa.field("coverage", pa.float64()),
-    pa.field("error", ERROR),
-)
-
-State = Literal["validating", "running", "finalizing", "completed", "failed", "cancelled"]
-
-
-def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:
-    """The schema of `output/`: id, the task's columns, counts and error, the kept columns."""
-    return pa.schema(
-        [pa.field("id", pa.string(), nullable=False), *task_columns, *COUNT_FIELDS, *kept]
-    )
-
-
-def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
-    """A value of the `error` column."""
-    assert stage in STAGES, stage
-    assert kind in ERROR_TYPES, kind
-    return {"stage": stage, "type": kind, "message": message}
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class RowCounts(_Model):
-    """`in` is a Python keyword, hence the alias."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-    rows_in: int = Field(0, alias="in")
-    ok: int = 0
-    failed: int = 0
-
-
-class ManifestRows(RowCounts):
-    truncated: int = 0
-
-
-class TokenCounts(_Model):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-    tokens_in: int = Field(0, alias="in")
-    out: int = 0
-
-
-class Status(_Model):
-    """status.json."""
-
-    status: State
-    run_id: str
-    attempt: int
-    rows: RowCounts = RowCounts()
-    tokens: TokenCounts = TokenCounts()
-    started: float
-    updated: float
-    message: str = ""
-
-
-class InputEntry(_Model):
-    path: str
-    rows: int
-    bytes: int
-
-
-class SkippedEntry(_Model):
-    path: str
-    reason: str
-
-
-class FileEntry(_Model):
-    path: str
-    rows: int
-    bytes: int
-    xxh64: str
-
-
-class Manifest(_Model):
-    """_manifest.json: readers take the files listed here, once `_SUCCESS` stands beside it."""
-
-    schema_version: Literal[1] = 1
-    run_id: str
-    status: State
-    fingerprint: dict[str, Any]
-    rows: ManifestRows
-    errors: dict[str, int]
-    tokens: TokenCounts
-    timings: dict[str, float]
-    versions: dict[str, str]
-    input: list[InputEntry]
-    skipped: list[SkippedEntry]
-    files: list[FileEntry]
-
-
-class Owner(_Model):
-    """_owner.json: the process that may write to the run directory."""
-
-    owner_id: str
-    host: str
-    pid: int
-    process_birth: str
-    heartbeat: float
-
-
-# --- ownership --------------------------------------------------------------------------------
-
-HEARTBEAT_S = 5.0
-STALE_AFTER_S = 60.0
-# Between writing one's name and reading it back. A rival that looked before we wrote has written
-# by then, and whoever reads another name steps back.
-_SETTLE_S = 1.0
-
-
-def _host() -> str:
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()}/{boot}"
-    return socket.gethostname()
-
-
-def _process_birth(pid: int) -> str | None:
-    """When a process of this host was started; None if it is gone (a zombie is gone)."""
-    if not Path("/proc/self/stat").exists():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            return "alive"
-        return "alive"
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-class Ownership:
-    """The right to write to a run directory: one process at a time, by heartbeat."""
-
-    def __init__(self, run_directory: Location) -> None:
-        self._file = run_directory.join("_owner.json")
-        self.held = True  # until another process is seen in our place
-        pid = os.getpid()
-        self._me = Owner(
-            owner_id=uuid.uuid4().hex,
-            host=_host(),
-            pid=pid,
-            process_birth=_process_birth(pid) or "",
-            heartbeat=time.time(),
-        )
-
-    def claim(self) -> None:
-        """Become the owner.
-
-        Raises: Refused while another owner lives: its process on this host, or elsewhere a
-        heartbeat younger than 60 s.
-        """
-        holder = self._read()
-        if holder is not None and self._lives(holder):
-            raise Refused(self._taken(holder))
-        self._write()
-        time.sleep(_SETTLE_S)
-        holder = self._read()
-        if holder is None or holder.owner_id != self._me.owner_id:
-            raise Refused(self._taken(holder))
-
-    def beat(self) -> bool:
-        """Renew the heartbeat; False if another process has taken the directory over."""
-        holder = self._read()
-        if holder is not None and holder.owner_id != self._me.owner_id:
-            self.held = False
-            return False
-        self._write()
-        return True
-
-    def release(self) -> None:
-        holder = self._read()
-        if holder is not None and holder.owner_id == self._me.owner_id:
-            self._file.filesystem.delete_file(self._file.path)
-
-    def _write(self) -> None:
-        self._me.heartbeat = time.time()
-        self._file.write_json(self._me.model_dump())
-
-    def _read(self) -> Owner | None:
-        try:
-            return Owner.model_validate_json(self._file.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _lives(self, holder: Owner) -> bool:
-        if holder.host == self._me.host:
-            return _process_birth(holder.pid) == holder.process_birth
-        return time.time() - holder.heartbeat < STALE_AFTER_S
-
-    def _taken(self, holder: Owner | None) -> str:
-        who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
-        return (
-            f"{self._file}: {who} is working on this run directory; wait for it, end it, "
-            "or choose another --output"
-        )
-
-
-# --- the directory ----------------------------------------------------------------------------
 
 
 class Run:
@@ -387,7 +156,7 @@ def _usable(location: Location) -> Iterator[None]:
         raise Refused(f"{location}: cannot be used as an output directory: {error}") from error
 
 
-class FoundRun(_Model):
+class FoundRun(StrictModel):
     """What a directory holds before it is opened."""
 
     run_id: str | None = None

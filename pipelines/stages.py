@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import xxhash
 
 from longformer_core.errors import LongformerError, NonFiniteError, OutOfMemoryError
+from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
 from pipelines.ledger import Order, Tally, call
-from pipelines.runs import ERROR, output_schema, row_error
 from pipelines.storage import Location
 
 INPUT_IDS = "__input_ids"

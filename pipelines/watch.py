@@ -15,13 +15,15 @@ from typing import Any
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from pipelines.contract import RowCounts, TokenCounts
 from pipelines.errors import BudgetExceeded, PipelineError, RunFailed, Stalled
 from pipelines.ledger import Snapshot, Tally
-from pipelines.runs import HEARTBEAT_S, RowCounts, Run, TokenCounts
+from pipelines.ownership import HEARTBEAT_S
+from pipelines.runs import Run
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
+_LOOK_S = 1.0
 _METRICS_S = 10.0
 _METRICS_FLUSH_S = 60.0
 _LOADING_TIMEOUT_S = 1800.0  # a model may come from a hub

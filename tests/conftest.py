@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch is imported: as in the job's workers, threads spin a little and then sleep.
+# Read when torch is imported. Several processes compute at a time here: threads that wait for one
+# another must not keep the cores from them for long.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch

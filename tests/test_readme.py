@@ -18,7 +18,7 @@ from ray.scripts.scripts import start
 
 from jobs.cli import longhaul
 from jobs.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from pipelines import runs
+from pipelines import contract, runs
 from pipelines.errors import BudgetExceeded
 from pipelines.tasks.summarize import COLUMNS
 
@@ -137,19 +137,19 @@ def test_the_option_file_names_options() -> None:
 
 
 def test_the_columns_are_the_schema() -> None:
-    schema = runs.output_schema(COLUMNS, pa.schema([]))
+    schema = contract.output_schema(COLUMNS, pa.schema([]))
     expected = [[f"`{f.name}`", str(f.type).partition("<")[0]] for f in schema]
     assert [row[:2] for row in table_under("column | type")] == expected
-    for field in runs.ERROR:
+    for field in contract.ERROR:
         assert f"`{field.name}`" in README
 
 
 def test_stages_errors_and_states_are_the_contract() -> None:
     assert {row[0].strip("`") for row in table_under("type | what happened")} == set(
-        runs.ERROR_TYPES
+        contract.ERROR_TYPES
     )
-    assert words_after("`error.stage` is") == set(runs.STAGES)
-    assert words_after("`status.json` says") == set(get_args(runs.State))
+    assert words_after("`error.stage` is") == set(contract.STAGES)
+    assert words_after("`status.json` says") == set(get_args(contract.State))
 
 
 def words_after(start_of_sentence: str) -> set[str]:

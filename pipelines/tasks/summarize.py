@@ -18,7 +18,7 @@ import xxhash
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.location import resolve
 from longformer_core.tokenizer import LEDTokenizerFast
-from pipelines.runs import OUTPUT_VERSION, row_error
+from pipelines.contract import OUTPUT_VERSION, row_error
 from pipelines.stages import Encoded, Output
 from pipelines.storage import Location, locate
 

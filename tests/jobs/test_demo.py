@@ -21,7 +21,7 @@ from jobs.demo import (
     write_model,
 )
 from longformer_core.tokenizer import LEDTokenizer
-from pipelines.runs import Manifest
+from pipelines.contract import Manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Drivers to kill, and what they leave to be looked at."""
+"""Runs whose drivers get killed, and what they leave to be looked at."""
 
 import json
 import os
@@ -14,8 +14,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.batch import Report
 from pipelines.runs import Run
 from pipelines.storage import locate
+from tests.pipelines.drive import drive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +53,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0)
 class Driver:
     """A driver process and everything it started."""
 
-    def __init__(
-        self, log: Path, *, module: str = "tests.pipelines.drive", **arguments: Any
-    ) -> None:
+    def __init__(self, log: Path, *, module: str, **arguments: Any) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         environment.pop("RAY_ADDRESS", None)
         with open(log, "ab") as file:
@@ -77,3 +77,35 @@ class Driver:
 
     def wait(self) -> int:
         return self.process.wait(timeout=240.0)
+
+
+class Trial:
+    """One run directory and the arguments of its attempts. Workers note what they begin."""
+
+    def __init__(self, folder: Path, **arguments: Any) -> None:
+        self.journal, self.log = folder / "journal", folder / "log.txt"
+        self.journal.mkdir()
+        task = {"journal": str(self.journal), "slow_s": 0.02}
+        self.arguments = {"output": str(folder / "run"), "task": task} | arguments
+
+    @property
+    def output(self) -> str:
+        return str(self.arguments["output"])
+
+    def start(self, module: str = "tests.pipelines.drive", **changes: Any) -> Driver:
+        """An attempt in a process of its own."""
+        return Driver(self.log, module=module, **self.arguments | changes)
+
+    def here(self, **changes: Any) -> Report:
+        """An attempt in this process, on its Ray."""
+        return drive(**self.arguments | changes)
+
+    def said(self) -> str:
+        """The end of what the drivers printed."""
+        return self.log.read_text()[-3000:]
+
+    def num_committed(self) -> int:
+        return num_committed(self.output)
+
+    def num_begun(self) -> int:
+        return begun(self.journal).total()

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipelines.stages import Output
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a process that only tokenizes starts without it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class AccidentWorker(SummarizeWorker):
         }
         encode = self.model.encode
 
-        def accident_prone(input_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+        def accident_prone(input_ids: "Tensor", layout: Any) -> "Tensor":
             present = set(input_ids.tolist())
             if self.triggers.get("kill") and self.triggers["kill"] <= present:
                 os._exit(1)

@@ -1,10 +1,18 @@
-"""Parquet files for tests: written in row groups, and damaged where it hurts."""
+"""Parquet files for tests: written in row groups, damaged where it hurts, listed and read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+
+from pipelines.corpus import Corpus, list_corpus
+from pipelines.errors import Refused
+from pipelines.reading import read_row_group
+
+RESERVED = ("id", "summary", "error")
 
 
 def write(
@@ -55,3 +63,31 @@ def invalid_utf8(texts: list[bytes | None]) -> pa.Array:
     return pa.Array.from_buffers(
         pa.large_string(), len(binary), binary.buffers(), null_count=binary.null_count
     )
+
+
+def listed(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
+    several = [paths] if isinstance(paths, str | Path) else paths
+    settings = {"text_column": "text", "id_column": None, "kept": {}, "reserved": RESERVED}
+    return list_corpus([str(p) for p in several], **settings | options)
+
+
+def read(corpus: Corpus) -> pa.Table:
+    tables = [
+        table
+        for file in corpus.files
+        for index in range(len(file.row_groups))
+        for table in read_row_group(corpus, file, index)
+    ]
+    assert all(table.schema == corpus.schema for table in tables)
+    return pa.concat_tables(tables)
+
+
+def texts(n: int, start: int = 0) -> dict[str, list[str]]:
+    return {"text": [f"text {i}" for i in range(start, start + n)]}
+
+
+def problems_of(paths: Any, **options: Any) -> str:
+    with pytest.raises(Refused) as refused:
+        listed(paths, **options)
+    assert refused.value.exit_code == 2
+    return "\n".join(refused.value.problems)

@@ -6,39 +6,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.pipelines.drive import drive
-from tests.pipelines.driving import Driver, num_committed, summaries, wait_for
+from tests.pipelines.driving import Trial, summaries, wait_for
 
 
-def test_signals_then_the_rest(
-    place: tuple[Path, Path, Path],
-    corpus: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
-) -> None:
+def test_signals_then_the_rest(trial: Trial, undisturbed: dict[str, str]) -> None:
     """SIGTERM, then SIGINT to the resumed run, then the rest, with the plan of both kinds read."""
-    output, _, log = place
-    arguments: dict[str, Any] = {
-        "corpus": str(corpus),
-        "output": str(output),
-        "model": str(led_directory),
-        "task": {"slow_s": 0.02},
-    }
+    output = Path(trial.output)
     committed = 0
     for number in (signal.SIGTERM, signal.SIGINT):
-        driver = Driver(log, **arguments)
+        driver = trial.start()
         enough = committed + 3
-        wait_for(lambda enough=enough: num_committed(output) >= enough, "three more blocks")
+        wait_for(lambda enough=enough: trial.num_committed() >= enough, "three more blocks")
         sent = time.monotonic()
         driver.process.send_signal(number)
         wait_for(lambda: status(output)["status"] == "cancelled", "the status", 3.0)
-        assert driver.wait() == 128 + number, log.read_text()[-2000:]
+        assert driver.wait() == 128 + number, trial.said()
         assert time.monotonic() - sent < 10.0
         assert number.name in status(output)["message"]
         assert not (output / "_owner.json").exists()
-        committed = num_committed(output)
+        committed = trial.num_committed()
     # The signals came at any moment: what was half written then must not be there twice now.
-    drive(**arguments)
+    trial.here()
     assert summaries(output) == undisturbed
     assert status(output)["attempt"] == 3
     first_run = operators(output, attempt=1)
@@ -53,6 +41,24 @@ def test_signals_then_the_rest(
     assert resume == [*first_run[:2], "CheckpointFilter", *first_run[2:]]
 
 
+def test_a_run_in_which_nothing_moves_fails_and_says_what_waits(
+    trial: Trial, ray_session: None
+) -> None:
+    output = Path(trial.output)
+    trial.arguments["limit"] = 16
+    # In a process of its own: it leaves a worker asleep.
+    stalled = trial.start(task=trial.arguments["task"] | {"slow_s": 60.0}, stall_timeout_s=15.0)
+    assert stalled.wait() == 1, trial.said()
+    assert status(output)["status"] == "failed"
+    message = status(output)["message"]
+    assert message.startswith("nothing moved for"), message
+    assert "MapBatches(Generate): 2 running" in message, message
+    assert "CPU" in message, message
+    assert message in trial.log.read_text()
+    trial.here()
+    assert len(summaries(output)) == 16
+
+
 def status(output: Path) -> dict[str, Any]:
     return dict(json.loads((output / "status.json").read_text()))
 
@@ -61,25 +67,3 @@ def operators(output: Path, *, attempt: int) -> list[str]:
     """The operators of an attempt, from the metrics it wrote."""
     lines = (output / "metrics" / f"{attempt}-0.jsonl").read_text().splitlines()
     return [operator["name"] for operator in json.loads(lines[-1])["operators"]]
-
-
-def test_a_run_in_which_nothing_moves_fails_and_says_what_waits(
-    place: tuple[Path, Path, Path], corpus: Path, led_directory: Path
-) -> None:
-    output, _, log = place
-    arguments: dict[str, Any] = {
-        "corpus": str(corpus),
-        "output": str(output),
-        "model": str(led_directory),
-        "limit": 16,
-    }
-    stalled = Driver(log, **arguments, task={"slow_s": 60.0}, stall_timeout_s=15.0)
-    assert stalled.wait() == 1, log.read_text()[-2000:]
-    assert status(output)["status"] == "failed"
-    message = status(output)["message"]
-    assert message.startswith("nothing moved for"), message
-    assert "MapBatches(Generate): 2 running" in message, message
-    assert "CPU" in message, message
-    assert message in log.read_text()
-    assert Driver(log, **arguments).wait() == 0, log.read_text()[-2000:]
-    assert len(summaries(output)) == 16

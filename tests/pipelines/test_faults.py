@@ -19,9 +19,9 @@ from jobs.summarize import fingerprint_of
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenizer import LEDTokenizerFast
 from pipelines.batch import BatchOptions, Report, run_batch
+from pipelines.contract import Manifest, Status, output_schema
 from pipelines.corpus import list_corpus
 from pipelines.errors import BudgetExceeded
-from pipelines.runs import Manifest, Status, output_schema
 from pipelines.storage import locate
 from pipelines.tasks.summarize import COLUMNS
 from tests.helpers import corpus_texts, make_led_directory

@@ -4,12 +4,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
 
-from tests.pipelines.driving import Driver, begun, num_committed, summaries, wait_for
+from tests.pipelines.driving import Trial, summaries, wait_for
 
 BLOCK = 8
 
@@ -45,23 +44,13 @@ def bucket(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_killed_and_resumed_in_an_object_store(
-    bucket: str,
-    tmp_path: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
+    bucket: str, trial: Trial, undisturbed: dict[str, str]
 ) -> None:
-    journal, log, output = tmp_path / "journal", tmp_path / "log.txt", f"{bucket}/run"
-    journal.mkdir()
-    arguments: dict[str, Any] = {
-        "corpus": f"{bucket}/in",
-        "output": output,
-        "model": str(led_directory),
-        "task": {"journal": str(journal), "slow_s": 0.02},
-    }
-    driver = Driver(log, **arguments)
-    wait_for(lambda: num_committed(output) >= 10, "the tenth block")
+    trial.arguments |= {"corpus": f"{bucket}/in", "output": f"{bucket}/run"}
+    driver = trial.start()
+    wait_for(lambda: trial.num_committed() >= 10, "the tenth block")
     driver.kill()
-    assert Driver(log, **arguments).wait() == 0, log.read_text()[-3000:]
-    assert summaries(output) == undisturbed
-    again = begun(journal).total() - len(undisturbed)
+    assert trial.start().wait() == 0, trial.said()
+    assert summaries(trial.output) == undisturbed
+    again = trial.num_begun() - len(undisturbed)
     assert 0 <= again <= 4 * BLOCK, f"{again} rows were worked on again"

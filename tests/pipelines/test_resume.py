@@ -3,132 +3,80 @@
 import os
 import signal
 import threading
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipelines.errors import Refused
-from tests.pipelines.drive import drive
-from tests.pipelines.driving import Driver, begun, num_committed, summaries, wait_for
+from tests.pipelines.driving import Trial, summaries, wait_for
 
 BLOCK = 8
 
 
 def test_killed_three_times_then_started_twice_at_once(
-    place: tuple[Path, Path, Path],
-    corpus: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
+    trial: Trial, undisturbed: dict[str, str]
 ) -> None:
-    output, journal, log = place
-    arguments: dict[str, Any] = {
-        "corpus": str(corpus),
-        "output": str(output),
-        "model": str(led_directory),
-        "task": {"journal": str(journal), "slow_s": 0.02},
-    }
     num_rows = len(undisturbed)
-    blocks = num_rows // BLOCK
     for share in (0.3, 0.6, 0.9):
-        driver = Driver(log, **arguments)
+        driver = trial.start()
+        enough = share * num_rows / BLOCK
         wait_for(
-            lambda share=share, driver=driver: (
-                num_committed(output) >= share * blocks or driver.process.poll() is not None
+            lambda enough=enough, driver=driver: (
+                trial.num_committed() >= enough or driver.process.poll() is not None
             ),
             f"{share:.0%} of the blocks",
         )
-        assert driver.process.poll() is None, log.read_text()[-3000:]
+        assert driver.process.poll() is None, trial.said()
         driver.kill()
-        assert not (output / "_SUCCESS").exists()
+        assert not os.path.exists(f"{trial.output}/_SUCCESS")
     # Other settings are refused, and named; what cannot change a row may change.
     with pytest.raises(Refused, match=r"max_new_tokens was 16, is 9"):
-        drive(**arguments | {"generation": {"max_new_tokens": 9}})
-    arguments["task"] |= {"batch_tokens": 4096}
-    rivals = [Driver(log, max_errors="5%", **arguments) for _ in range(2)]
-    assert sorted(rival.wait() for rival in rivals) == [0, 2], log.read_text()[-3000:]
-    assert "is working on this run directory" in log.read_text()
-    assert summaries(output) == undisturbed
-    again = begun(journal).total() - num_rows
+        trial.here(generation={"max_new_tokens": 9})
+    trial.arguments["task"] |= {"batch_tokens": 4096}
+    rivals = [trial.start(max_errors="5%") for _ in range(2)]
+    assert sorted(rival.wait() for rival in rivals) == [0, 2], trial.said()
+    assert "is working on this run directory" in trial.log.read_text()
+    assert summaries(trial.output) == undisturbed
+    again = trial.num_begun() - num_rows
     assert 0 <= again <= 3 * 4 * BLOCK, f"{again} rows were worked on again"
-    assert "a kill undoes at most 4 blocks of work" in log.read_text()
+    assert "a kill undoes at most 4 blocks of work" in trial.log.read_text()
 
 
-def test_killed_on_two_cpus_with_a_limit(
-    place: tuple[Path, Path, Path],
-    corpus: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
-) -> None:
-    output, journal, log = place
-    limit = 150
-    arguments: dict[str, Any] = {
-        "corpus": str(corpus),
-        "output": str(output),
-        "model": str(led_directory),
-        "limit": limit,
-        "num_cpus": 2,
-        "task": {"journal": str(journal), "slow_s": 0.02},
-    }
-    driver = Driver(log, **arguments)
-    wait_for(lambda: num_committed(output) >= 3, "the third block")
-    worked_on = begun(journal).total()
-    assert worked_on <= (num_committed(output) + 4) * BLOCK, "finished rows are not durable"
+def test_killed_on_two_cpus_with_a_limit(trial: Trial, undisturbed: dict[str, str]) -> None:
+    trial.arguments |= {"limit": 150, "num_cpus": 2}
+    driver = trial.start()
+    wait_for(lambda: trial.num_committed() >= 3, "the third block")
+    worked_on = trial.num_begun()
+    assert worked_on <= (trial.num_committed() + 4) * BLOCK, "finished rows are not durable"
     driver.kill()
-    assert Driver(log, **arguments).wait() == 0, log.read_text()[-3000:]
-    rows = summaries(output)
-    assert len(rows) == limit
+    assert trial.start().wait() == 0, trial.said()
+    rows = summaries(trial.output)
+    assert len(rows) == 150
     assert rows.items() <= undisturbed.items()
     with pytest.raises(Refused, match="input"):
-        drive(**{k: v for k, v in arguments.items() if k not in ("limit", "num_cpus")})
+        trial.here(limit=None, num_cpus=None)
 
 
-def test_a_killed_worker_loses_nothing(
-    place: tuple[Path, Path, Path],
-    corpus: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
-) -> None:
-    output, journal, _ = place
+def test_a_killed_worker_loses_nothing(trial: Trial, undisturbed: dict[str, str]) -> None:
     killed: list[int] = []
 
     def kill_worker() -> None:
-        wait_for(lambda: num_committed(output) >= 3, "the third block")
-        killed.append(int(next(journal.glob("*.log")).stem))
+        wait_for(lambda: trial.num_committed() >= 3, "the third block")
+        killed.append(int(next(trial.journal.glob("*.log")).stem))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_worker)
     killer.start()
-    drive(
-        corpus=str(corpus),
-        output=str(output),
-        model=str(led_directory),
-        task={"journal": str(journal), "slow_s": 0.02},
-    )
+    trial.here()
     killer.join()
     assert killed
-    assert len(list(journal.glob("*.log"))) == 2, "no second worker took over"
-    assert summaries(output) == undisturbed
+    assert len(list(trial.journal.glob("*.log"))) == 2, "no second worker took over"
+    assert summaries(trial.output) == undisturbed
 
 
-def test_a_lost_node_loses_nothing(
-    place: tuple[Path, Path, Path],
-    corpus: Path,
-    led_directory: Path,
-    undisturbed: dict[str, str],
-) -> None:
-    output, journal, log = place
-    driver = Driver(
-        log,
-        module="tests.pipelines.drive_two_nodes",
-        corpus=str(corpus),
-        output=str(output),
-        model=str(led_directory),
-        num_workers=2,
-        stall_timeout_s=180.0,
-        task={"journal": str(journal), "slow_s": 0.05},
-    )
-    assert driver.wait() == 0, log.read_text()[-3000:]
-    assert "a node was removed" in log.read_text()
-    assert summaries(output) == undisturbed
-    assert begun(journal).total() > len(undisturbed), "the node held no work: nothing was tested"
+def test_a_lost_node_loses_nothing(trial: Trial, undisturbed: dict[str, str]) -> None:
+    trial.arguments["task"] |= {"slow_s": 0.05}
+    driver = trial.start("tests.pipelines.drive_two_nodes", num_workers=2, stall_timeout_s=180.0)
+    assert driver.wait() == 0, trial.said()
+    assert "a node was removed" in trial.log.read_text()
+    assert summaries(trial.output) == undisturbed
+    assert trial.num_begun() > len(undisturbed), "the node held no work: nothing was tested"

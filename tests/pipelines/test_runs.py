@@ -1,45 +1,30 @@
-"""A run directory: the contract that users script against, its owner, and whose run it is."""
+"""A run directory: what lies in it, and whose run it is."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipelines import runs
-from pipelines.errors import Refused
-from pipelines.runs import (
-    ERROR_TYPES,
-    STAGES,
+from pipelines.contract import (
     FileEntry,
     InputEntry,
     Manifest,
     ManifestRows,
-    Owner,
-    Ownership,
     RowCounts,
-    Run,
     SkippedEntry,
     Status,
     TokenCounts,
-    differences,
-    inspect_run,
-    open_run,
-    output_schema,
-    row_error,
 )
+from pipelines.errors import Refused
+from pipelines.ownership import Ownership
+from pipelines.runs import Run, differences, inspect_run, open_run
 from pipelines.storage import Location, locate
-from pipelines.tasks.summarize import COLUMNS
+from tests.pipelines.owners import other_owner, owner_file
 
-ROOT = Path(__file__).resolve().parents[2]
 FINGERPRINT: dict[str, Any] = {
     "task": "summarize",
     "options": {"num_beams": 2},
@@ -47,53 +32,7 @@ FINGERPRINT: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Location:
-    return locate(str(tmp_path / "run"))
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else writes into this directory: no need to wait for a rival."""
-    monkeypatch.setattr(runs, "_SETTLE_S", 0.0)
-
-
-# --- schemas ---
-
-
-def test_the_output_schema() -> None:
-    kept = pa.schema([("year", pa.int64())])
-    told = [(f.name, str(f.type), f.nullable) for f in output_schema(COLUMNS, kept)]
-    assert told == [
-        ("id", "string", False),
-        ("summary", "large_string", True),
-        ("num_tokens_in", "int32", True),
-        ("num_tokens_out", "int32", True),
-        ("num_windows", "int32", True),
-        ("truncated", "bool", True),
-        ("coverage", "double", True),
-        ("error", "struct<stage: string, type: string, message: string>", True),
-        ("year", "int64", True),
-    ]
-
-
-def test_the_words_of_an_error() -> None:
-    assert STAGES == ("read", "tokenize", "generate", "write")
-    assert ERROR_TYPES == (
-        "NullText",
-        "EmptyText",
-        "TooLong",
-        "NonFinite",
-        "OutOfMemory",
-        "WorkerDied",
-        "ModelError",
-        "ReadError",
-    )
-    assert list(row_error("read", "NullText", "m")) == ["stage", "type", "message"]
-    with pytest.raises(AssertionError):
-        row_error("reading", "NullText", "m")
-    with pytest.raises(AssertionError):
-        row_error("read", "Null", "m")
+# --- its files ---
 
 
 def test_the_status_file(place: Location, quick: None) -> None:
@@ -169,148 +108,6 @@ def test_metrics_are_whole_files(place: Location) -> None:
         "2-0.jsonl": 2,
         "2-1.jsonl": 1,
     }
-
-
-# --- ownership ---
-
-
-def owner_file(place: Location) -> Path:
-    return Path(place.path, "_owner.json")
-
-
-def other_owner(place: Location, **changes: Any) -> Owner:
-    """Write an owner that is not this process."""
-    values = {
-        "owner_id": "other",
-        "host": "elsewhere/1",
-        "pid": 1,
-        "process_birth": "1",
-        "heartbeat": time.time(),
-    }
-    owner = Owner(**values | changes)
-    place.join("_owner.json").write_json(owner.model_dump())
-    return owner
-
-
-def test_a_living_owner_keeps_the_directory(place: Location, quick: None) -> None:
-    first = Ownership(place)
-    first.claim()
-    assert list(json.loads(owner_file(place).read_text())) == [
-        "owner_id",
-        "host",
-        "pid",
-        "process_birth",
-        "heartbeat",
-    ]
-    with pytest.raises(Refused, match=rf"process {os.getpid()} on .* is working on this run"):
-        Ownership(place).claim()
-    assert first.beat()
-    first.release()
-    assert not owner_file(place).exists()
-    Ownership(place).claim()
-
-
-def test_a_process_that_is_gone_is_followed_at_once(place: Location, quick: None) -> None:
-    script = (
-        "import sys; from pipelines.runs import Ownership; from pipelines.storage import locate\n"
-        "Ownership(locate(sys.argv[1])).claim(); print('claimed', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, place.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert holder.stdout is not None
-    assert holder.stdin is not None
-    try:
-        assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(Refused, match=f"process {holder.pid} on"):
-            Ownership(place).claim()
-        holder.kill()
-        # Nobody has waited for it yet: it is a zombie, which writes nothing any more.
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        Ownership(place).claim()
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
-    told = json.loads(owner_file(place).read_text())
-    assert told["pid"] == os.getpid()
-
-
-def test_a_number_taken_over_by_another_process_is_not_the_owner(
-    place: Location, quick: None
-) -> None:
-    mine = Ownership(place)
-    mine.claim()
-    me = json.loads(owner_file(place).read_text())
-    other_owner(place, host=me["host"], pid=me["pid"], process_birth="12345")
-    Ownership(place).claim()
-    other_owner(place, host=me["host"], pid=me["pid"], process_birth=me["process_birth"])
-    with pytest.raises(Refused):
-        Ownership(place).claim()
-
-
-def test_another_host_is_believed_for_a_minute(place: Location, quick: None) -> None:
-    other_owner(place, heartbeat=time.time() - 55)
-    with pytest.raises(Refused, match="process 1 on elsewhere/1"):
-        Ownership(place).claim()
-    # Its clock may go ahead of ours.
-    other_owner(place, heartbeat=time.time() + 30)
-    with pytest.raises(Refused):
-        Ownership(place).claim()
-    other_owner(place, heartbeat=time.time() - 61)
-    Ownership(place).claim()
-
-
-def test_who_reads_another_name_stops(place: Location, quick: None) -> None:
-    mine = Ownership(place)
-    mine.claim()
-    other = other_owner(place)
-    assert not mine.beat()
-    mine.release()
-    assert json.loads(owner_file(place).read_text()) == other.model_dump()
-
-
-def test_a_heartbeat_moves(place: Location, quick: None) -> None:
-    mine = Ownership(place)
-    mine.claim()
-    before = json.loads(owner_file(place).read_text())["heartbeat"]
-    time.sleep(0.01)
-    assert mine.beat()
-    assert json.loads(owner_file(place).read_text())["heartbeat"] > before
-
-
-def test_an_unreadable_owner_is_none(place: Location, quick: None) -> None:
-    place.join("_owner.json").write_bytes(b'{"owner_id": ')
-    Ownership(place).claim()
-
-
-def test_of_many_that_claim_at_once_one_wins_at_most(place: Location) -> None:
-    barrier = threading.Barrier(6)
-    outcomes: list[str] = []
-
-    def claim() -> None:
-        barrier.wait()
-        try:
-            Ownership(place).claim()
-            outcomes.append("won")
-        except Refused:
-            outcomes.append("refused")
-
-    threads = [threading.Thread(target=claim) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(outcomes) == 6
-    assert outcomes.count("won") == 1, outcomes
 
 
 # --- whose run it is ---

@@ -15,10 +15,10 @@ from longformer_core.errors import (
     TooLongError,
 )
 from pipelines import stages
+from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
 from pipelines.ledger import Ledger, Tally
-from pipelines.runs import ERROR, output_schema, row_error
 from pipelines.stages import INPUT_IDS, Encoded, Generate, Output, Tokenize
 
 KEPT = pa.schema([("year", pa.int64())])
