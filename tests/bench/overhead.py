@@ -1,12 +1,14 @@
 """What the batch job costs beside the model: wall time over a plain loop, memory over row counts.
 
-    python -m tests.bench.overhead time [--rows 20000] [--rounds 3]
-    python -m tests.bench.overhead memory [--rows 5000 20000]
+    python -m tests.bench.overhead time [--rows 20000] [--rounds 3] [--workers 2]
+    python -m tests.bench.overhead memory [--rows 5000 20000] [--workers 2]
 
 `time` runs the job and a plain loop of the same model calls in turn, in one process tree, compares
 their rows and prints the ratio of the medians. The job counts from its first token to its last row
-written; the loop has the token ids in memory and writes nothing. `memory` samples the summed PSS of
-the job's processes plus the used object store, one fresh process for each row count.
+written; the loop has the token ids in memory and writes nothing. Both compute with two torch
+threads: the loop's work together, the job's are divided over `--workers` (2, with one each).
+`memory` samples the summed PSS of the job's processes plus the used object store, one fresh process
+for each row count.
 """
 
 import argparse
@@ -103,7 +105,7 @@ def make_task(model: Path, note: Path) -> Timed:
     return Timed(model=str(model), generation=generation, max_source_tokens=1024, note=str(note))
 
 
-def run_job(task: Timed, corpus: Path, output: Path) -> None:
+def run_job(task: Timed, corpus: Path, output: Path, num_workers: int) -> None:
     listed = list_corpus([str(corpus)], text_column="text", id_column="id", kept={})
     run_batch(
         task,
@@ -111,7 +113,7 @@ def run_job(task: Timed, corpus: Path, output: Path) -> None:
         locate(str(output)),
         fingerprint=fingerprint_of(task, listed),
         recorded={},
-        options=BatchOptions(device="cpu", num_workers=1),
+        options=BatchOptions(device="cpu", num_workers=num_workers),
     )
 
 
@@ -138,7 +140,7 @@ def run_loop(worker: SummarizeWorker, blocks: list[list[tuple[str, Any]]]) -> di
     return rows
 
 
-def bench_time(num_rows: int, rounds: int) -> None:
+def bench_time(num_rows: int, rounds: int, num_workers: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="longhaul-bench-"))
     model = make_model(folder)
     corpus = make_corpus(folder / "corpus", make_task(model, folder / "unused"), num_rows)
@@ -152,20 +154,22 @@ def bench_time(num_rows: int, rounds: int) -> None:
         loop_s.append(time.monotonic() - started)
         task = make_task(model, folder / f"first-{number}")
         output = folder / f"run-{number}"
-        run_job(task, corpus, output)
+        run_job(task, corpus, output, num_workers)
         rows = pads.dataset(str(output / "output")).to_table(columns=["id", "summary"])
         got = dict(zip(rows["id"].to_pylist(), rows["summary"].to_pylist(), strict=True))
         assert got == expected, "the job and the loop disagree: no speed is printed"
         job_s.append(job_seconds(task, output))
-        emit("round", rows=num_rows, loop_s=loop_s[-1], job_s=job_s[-1])
+        emit("round", rows=num_rows, workers=num_workers, loop_s=loop_s[-1], job_s=job_s[-1])
     ratio = statistics.median(job_s) / statistics.median(loop_s)
-    emit("time", rows=num_rows, rounds=rounds, job_over_loop=round(ratio, 3), goal=1.25)
+    values = {"workers": num_workers, "job_over_loop": round(ratio, 3), "goal": 1.25}
+    emit("time", rows=num_rows, rounds=rounds, **values)
 
 
-def bench_memory(row_counts: list[int]) -> None:
+def bench_memory(row_counts: list[int], num_workers: int) -> None:
     peaks = {}
     for num_rows in row_counts:
-        command = [sys.executable, "-m", "tests.bench.overhead", "peak", "--rows", str(num_rows)]
+        options = ["--rows", str(num_rows), "--workers", str(num_workers)]
+        command = [sys.executable, "-m", "tests.bench.overhead", "peak", *options]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         peaks[num_rows] = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
         emit("peak", rows=num_rows, peak_bytes=peaks[num_rows])
@@ -173,7 +177,7 @@ def bench_memory(row_counts: list[int]) -> None:
     emit("memory", many_over_few=round(many / few, 3), limit_bytes=int(1.1 * few + 100 * 2**20))
 
 
-def measure_peak(num_rows: int) -> None:
+def measure_peak(num_rows: int, num_workers: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="longhaul-bench-"))
     model = make_model(folder)
     task = make_task(model, folder / "first")
@@ -188,7 +192,7 @@ def measure_peak(num_rows: int) -> None:
     with connect(None):
         sampler = threading.Thread(target=sample)
         sampler.start()
-        run_job(task, corpus, folder / "run")
+        run_job(task, corpus, folder / "run", num_workers)
         finished.set()
         sampler.join()
     emit("peak", rows=num_rows, peak_bytes=peak)
@@ -222,14 +226,15 @@ def main() -> None:
     parser.add_argument("what", choices=["time", "memory", "peak"])
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=THREADS)
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
     if given.what == "time":
-        bench_time(*(given.rows or [20000]), given.rounds)
+        bench_time(*(given.rows or [20000]), given.rounds, given.workers)
     elif given.what == "memory":
-        bench_memory(given.rows or [5000, 20000])
+        bench_memory(given.rows or [5000, 20000], given.workers)
     else:
-        measure_peak(*given.rows)
+        measure_peak(*given.rows, given.workers)
 
 
 if __name__ == "__main__":
