@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longformer_core.attention.window import window_attention
     from longformer_core.checkpoint import check_directory, list_model_files
-    from longformer_core.config import LEDConfig
+    from longformer_core.config import LEDConfig, LongformerConfig
     from longformer_core.errors import (
         CheckpointError,
         ConfigError,
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.location import resolve
     from longformer_core.models.led import LEDForConditionalGeneration
+    from longformer_core.models.longformer import (
+        LongformerForMaskedLM,
+        LongformerForMultipleChoice,
+        LongformerForQuestionAnswering,
+        LongformerForSequenceClassification,
+        LongformerForTokenClassification,
+        LongformerModel,
+    )
     from longformer_core.tokenizer import LEDTokenizer, LEDTokenizerFast
 
 __all__ = [
@@ -39,7 +47,14 @@ __all__ = [
     "LEDTokenizer",
     "LEDTokenizerFast",
     "Layout",
+    "LongformerConfig",
     "LongformerError",
+    "LongformerForMaskedLM",
+    "LongformerForMultipleChoice",
+    "LongformerForQuestionAnswering",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
+    "LongformerModel",
     "NonFiniteError",
     "OutOfMemoryError",
     "Request",
@@ -64,7 +79,14 @@ _HOME = {
     "LEDTokenizer": "tokenizer",
     "LEDTokenizerFast": "tokenizer",
     "Layout": "layout",
+    "LongformerConfig": "config",
     "LongformerError": "errors",
+    "LongformerForMaskedLM": "models.longformer",
+    "LongformerForMultipleChoice": "models.longformer",
+    "LongformerForQuestionAnswering": "models.longformer",
+    "LongformerForSequenceClassification": "models.longformer",
+    "LongformerForTokenClassification": "models.longformer",
+    "LongformerModel": "models.longformer",
     "NonFiniteError": "errors",
     "OutOfMemoryError": "errors",
     "Request": "generation.engine",

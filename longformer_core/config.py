@@ -1,14 +1,14 @@
-"""LED's published `config.json` as a checked dataclass.
+"""The published `config.json` of Longformer and LED as checked dataclasses.
 
 Windows are two-sided in published files (`attention_window`); everywhere else in this package one
-side counts, and it is called `radius`. `LEDConfig.radii` is the only place that converts.
+side counts, and it is called `radius`. `PublishedConfig.radii` is the only place that converts.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longformer_core.errors import ConfigError, did_you_mean
 
@@ -34,42 +34,197 @@ _GENERATION_KEYS = frozenset({
 })
 # fmt: on
 
-_POSITIVE = (
-    "vocab_size",
-    "max_encoder_position_embeddings",
-    "max_decoder_position_embeddings",
-    "encoder_layers",
-    "encoder_ffn_dim",
-    "encoder_attention_heads",
-    "decoder_layers",
-    "decoder_ffn_dim",
-    "decoder_attention_heads",
-    "d_model",
+PROBLEM_TYPES = (
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
 )
-_PROBABILITIES = (
-    "encoder_layerdrop",
-    "decoder_layerdrop",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "classifier_dropout",
-)
-_ALIASES = {
-    "num_attention_heads": "encoder_attention_heads",
-    "hidden_size": "d_model",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "initializer_range": "init_std",
-    "num_hidden_layers": "encoder_layers",
-}
+
+
+class PublishedConfig:
+    """What both families share: unknown names, windows, token ids, `config.json`.
+
+    Keys of a published config.json that a class does not know are kept in `extra` and written
+    back; keys that steer decoding are kept in `generation_defaults` and written back too. Unknown
+    keyword arguments are errors.
+    """
+
+    __slots__ = ()
+
+    model_type: ClassVar[str]
+    # Other published names of the same fields.
+    _aliases: ClassVar[Mapping[str, str]] = {}
+    # Names of the fields that must be whole and at least 1, and of those between 0 and 1.
+    _positive: ClassVar[tuple[str, ...]] = ()
+    _probabilities: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:
+        vocab_size: int
+        eos_token_id: int | list[int] | None
+        attention_window: int | list[int]
+        extra: dict[str, Any]
+        generation_defaults: dict[str, Any]
+
+        def __init__(self, **options: Any) -> None: ...
+
+    def __new__(cls, *_args: Any, **options: Any) -> Self:
+        # The generated __init__ would answer an unknown name with a bare TypeError.
+        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in known:
+                raise ConfigError(cls._unknown(name, known))
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def radii(self) -> tuple[int, ...]:
+        """Return how many tokens each encoder layer sees on either side of a token."""
+        return tuple(window // 2 for window in self._windows())
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return every id that ends a sequence; empty when there is none."""
+        if self.eos_token_id is None:
+            return ()
+        if isinstance(self.eos_token_id, list):
+            return tuple(self.eos_token_id)
+        return (self.eos_token_id,)
+
+    def check(self) -> None:
+        """Raise ConfigError for the first field outside its range."""
+        for name in self._positive:
+            _check_integer(name, getattr(self, name), minimum=1)
+        for name in self._probabilities:
+            _check_number(name, getattr(self, name), "between 0 and 1", 0.0, 1.0)
+        std = "init_std" if hasattr(self, "init_std") else "initializer_range"
+        _check_number(std, getattr(self, std), "0 or greater", 0.0, float("inf"))
+        self._check_structure()
+        self._check_token_ids()
+        self._windows()
+
+    def _check_structure(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def _num_window_layers(self) -> int:
+        raise NotImplementedError
+
+    def _token_ids(self) -> dict[str, Iterable[Any]]:
+        """Return the token ids by field name, without those that are None."""
+        raise NotImplementedError
+
+    def _check_token_ids(self) -> None:
+        for name, values in self._token_ids().items():
+            for value in values:
+                _check_integer(name, value, minimum=0)
+                if value >= self.vocab_size:
+                    raise ConfigError(
+                        f"{name} {value} is outside the vocabulary; "
+                        f"it must be below vocab_size {self.vocab_size}"
+                    )
+
+    def _windows(self) -> tuple[int, ...]:
+        layers = self._num_window_layers
+        window = self.attention_window
+        windows = tuple(window) if isinstance(window, list | tuple) else (window,) * layers
+        if len(windows) != layers:
+            raise ConfigError(
+                f"attention_window lists {len(windows)} windows for {layers} encoder layers; give "
+                "one per layer, or a single number"
+            )
+        for window in windows:
+            _check_integer("attention_window", window, minimum=2)
+            if window % 2:
+                raise ConfigError(
+                    f"attention_window {window} is odd; a window is two equal sides, so it is even"
+                )
+        return windows
+
+    @classmethod
+    def _own_names(cls) -> list[str]:
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        return [name for name in names if name not in ("extra", "generation_defaults")]
+
+    @classmethod
+    def _unknown(cls, name: str, known: list[str]) -> str:
+        if name in cls._aliases:
+            return f"{cls.__name__} calls {name!r} {cls._aliases[name]!r}; use that name"
+        if name in _GENERATION_KEYS:
+            return f"{name!r} steers decoding, not the model; set it on GenerationConfig"
+        return f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read the content of a published config.json.
+
+        Raises: ConfigError for another `model_type` and for values outside their range.
+        """
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ConfigError(
+                f"config.json describes a model of type {model_type!r}; this class reads "
+                f"{cls.model_type!r} only; choose a directory that fits"
+            )
+        names = cls._own_names()
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        generation: dict[str, Any] = {}
+        for key, value in values.items():
+            name = cls._aliases.get(key, key)
+            if name in names:
+                if known.get(name, value) != value:
+                    raise ConfigError(
+                        f"config.json gives {name} twice, as {known[name]!r} and as {value!r} "
+                        f"({key} is another name for it); remove one"
+                    )
+                known[name] = value
+            elif key in _GENERATION_KEYS:
+                generation[key] = value
+            elif key != "model_type":
+                extra[key] = value
+        return cls(**known, extra=extra, generation_defaults=generation)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Read `config.json` of a local model directory.
+
+        Raises: ConfigError when the file is missing, is not JSON, or describes another model.
+        """
+        return cls.from_dict(read_json(Path(directory) / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json: all fields, generation keys and extra keys."""
+        self.check()
+        own = {name: getattr(self, name) for name in self._own_names()}
+        values = {**self.extra, **self.generation_defaults, **own, "model_type": self.model_type}
+        return dict(sorted(values.items()))
+
+    def save_pretrained(
+        self, directory: str | Path, *, architecture: str | None = None, dtype: str | None = None
+    ) -> None:
+        """Write `config.json`, naming the class and the dtype of the weights beside it when given.
+
+        Readers of published directories load the weights in the dtype named here, so a model that
+        was converted must not keep the old name.
+        """
+        values = self.to_dict()
+        if architecture is not None:
+            values["architectures"] = [architecture]
+        if dtype is not None:
+            values.pop("torch_dtype", None)
+            values["dtype"] = dtype
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        (path / "config.json").write_text(text, encoding="utf-8")
 
 
 @dataclass(kw_only=True, slots=True)
-class LEDConfig:
+class LEDConfig(PublishedConfig):
     """Describe one LED model: sizes, windows, dropout and token ids, under their published names.
 
-    Keys of a published config.json that this class does not know are kept in `extra` and written
-    back; keys that steer decoding are kept in `generation_defaults` and written back too. Unknown
-    keyword arguments are errors.
     Units: `attention_window` is two-sided and counts tokens; `radii` is one-sided.
     Raises: ConfigError for unknown names and for values outside their range.
     Source: transformers 5.23 `LEDConfig` (names and defaults); Longformer, arXiv:2004.05150.
@@ -106,16 +261,33 @@ class LEDConfig:
 
     model_type: ClassVar[str] = "led"
 
-    def __new__(cls, *_args: Any, **options: Any) -> Self:
-        # The generated __init__ would answer an unknown name with a bare TypeError.
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(_unknown(name, known))
-        return object.__new__(cls)
-
-    def __post_init__(self) -> None:
-        self.check()
+    _positive: ClassVar[tuple[str, ...]] = (
+        "vocab_size",
+        "max_encoder_position_embeddings",
+        "max_decoder_position_embeddings",
+        "encoder_layers",
+        "encoder_ffn_dim",
+        "encoder_attention_heads",
+        "decoder_layers",
+        "decoder_ffn_dim",
+        "decoder_attention_heads",
+        "d_model",
+    )
+    _probabilities: ClassVar[tuple[str, ...]] = (
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "classifier_dropout",
+    )
+    _aliases: ClassVar[Mapping[str, str]] = {
+        "num_attention_heads": "encoder_attention_heads",
+        "hidden_size": "d_model",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "initializer_range": "init_std",
+        "num_hidden_layers": "encoder_layers",
+    }
 
     # The names under which shared code of the published library reads the same fields.
     @property
@@ -149,28 +321,16 @@ class LEDConfig:
         return self.max_encoder_position_embeddings
 
     @property
-    def radii(self) -> tuple[int, ...]:
-        """Return how many tokens each encoder layer sees on either side of a token."""
-        return tuple(window // 2 for window in self._windows())
+    def _num_window_layers(self) -> int:
+        return self.encoder_layers
 
-    def check(self) -> None:
-        """Raise ConfigError for the first field outside its range."""
-        for name in _POSITIVE:
-            _check_integer(name, getattr(self, name), minimum=1)
-        for name in _PROBABILITIES:
-            _check_number(name, getattr(self, name), "between 0 and 1", 0.0, 1.0)
-        _check_number("init_std", self.init_std, "0 or greater", 0.0, float("inf"))
+    def _check_structure(self) -> None:
         if not isinstance(self.activation_function, str):
             raise ConfigError(
                 f"activation_function is {self.activation_function!r}; give a name such as 'gelu'"
             )
         if self.is_encoder_decoder is not True:
             raise ConfigError("is_encoder_decoder must be true: LED has an encoder and a decoder")
-        self._check_heads()
-        self._check_token_ids()
-        self._windows()
-
-    def _check_heads(self) -> None:
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
             if self.d_model % heads:
@@ -179,118 +339,116 @@ class LEDConfig:
                     "each head takes an equal share of d_model"
                 )
 
-    def _check_token_ids(self) -> None:
-        ids: dict[str, Iterable[Any]] = {
+    def _token_ids(self) -> dict[str, Iterable[Any]]:
+        return {
             "decoder_start_token_id": [self.decoder_start_token_id],
-            "pad_token_id": [] if self.pad_token_id is None else [self.pad_token_id],
-            "bos_token_id": [] if self.bos_token_id is None else [self.bos_token_id],
+            "pad_token_id": _present(self.pad_token_id),
+            "bos_token_id": _present(self.bos_token_id),
             "eos_token_id": self.eos_token_ids,
         }
-        for name, values in ids.items():
-            for value in values:
-                _check_integer(name, value, minimum=0)
-                if value >= self.vocab_size:
-                    raise ConfigError(
-                        f"{name} {value} is outside the vocabulary; "
-                        f"it must be below vocab_size {self.vocab_size}"
-                    )
+
+
+@dataclass(kw_only=True, slots=True)
+class LongformerConfig(PublishedConfig):
+    """Describe one Longformer model under the published names.
+
+    `num_labels` counts what a classification head tells apart; a config.json says it by the length
+    of `id2label`, which is kept and written back.
+    Units: `attention_window` is two-sided and counts tokens; `radii` is one-sided.
+        `max_position_embeddings` counts two rows more than the longest document has tokens.
+    Raises: ConfigError for unknown names and for values outside their range.
+    Source: transformers 5.23 `LongformerConfig` (names and defaults); arXiv:2004.05150.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    attention_window: int | list[int] = 512
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    sep_token_id: int | None = 2
+    tie_word_embeddings: bool = True
+    num_labels: int = 2
+    problem_type: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+
+    model_type: ClassVar[str] = "longformer"
+    _positive: ClassVar[tuple[str, ...]] = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "num_labels",
+    )
+    _probabilities: ClassVar[tuple[str, ...]] = (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    )
 
     @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Return every id that ends a sequence; empty when there is none."""
-        if self.eos_token_id is None:
-            return ()
-        if isinstance(self.eos_token_id, list):
-            return tuple(self.eos_token_id)
-        return (self.eos_token_id,)
+    def max_length(self) -> int:
+        """Return the most tokens of a document: positions are counted from `pad_token_id` + 1."""
+        return self.max_position_embeddings - (self.pad_token_id or 0) - 1
 
-    def _windows(self) -> tuple[int, ...]:
-        window = self.attention_window
-        if isinstance(window, list | tuple):
-            windows = tuple(window)
-        else:
-            windows = (window,) * self.encoder_layers
-        if len(windows) != self.encoder_layers:
+    @property
+    def _num_window_layers(self) -> int:
+        return self.num_hidden_layers
+
+    def _check_structure(self) -> None:
+        if not isinstance(self.hidden_act, str):
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; give a name such as 'gelu'")
+        if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"attention_window lists {len(windows)} windows for {self.encoder_layers} encoder "
-                "layers; give one per layer, or a single number"
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}; each head takes an equal share of hidden_size"
             )
-        for window in windows:
-            _check_integer("attention_window", window, minimum=2)
-            if window % 2:
-                raise ConfigError(
-                    f"attention_window {window} is odd; a window is two equal sides, so it is even"
-                )
-        return windows
+        _check_number("layer_norm_eps", self.layer_norm_eps, "above 0", 1e-30, 1.0)
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(
+                f"problem_type is {self.problem_type!r}; choose one of {list(PROBLEM_TYPES)}"
+            )
+
+    def _token_ids(self) -> dict[str, Iterable[Any]]:
+        return {
+            "pad_token_id": _present(self.pad_token_id),
+            "bos_token_id": _present(self.bos_token_id),
+            "eos_token_id": self.eos_token_ids,
+            "sep_token_id": _present(self.sep_token_id),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the content of a published config.json.
-
-        Raises: ConfigError for another `model_type` and for values outside their range.
-        """
-        model_type = values.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            raise ConfigError(
-                f"config.json describes a model of type {model_type!r}; this class reads "
-                f"{cls.model_type!r} only; choose a directory with an LED model"
-            )
-        names = {f.name for f in fields(cls)} - {"extra", "generation_defaults"}
-        known: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        generation: dict[str, Any] = {}
-        for key, value in values.items():
-            name = _ALIASES.get(key, key)
-            if name in names:
-                if known.get(name, value) != value:
-                    raise ConfigError(
-                        f"config.json gives {name} twice, as {known[name]!r} and as {value!r} "
-                        f"({key} is another name for it); remove one"
-                    )
-                known[name] = value
-            elif key in _GENERATION_KEYS:
-                generation[key] = value
-            elif key != "model_type":
-                extra[key] = value
-        return cls(**known, extra=extra, generation_defaults=generation)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
-        """Read `config.json` of a local model directory.
-
-        Raises: ConfigError when the file is missing, is not JSON, or describes another model.
-        """
-        return cls.from_dict(read_json(Path(directory) / "config.json"))
+        """Read the content of a published config.json; see `PublishedConfig.from_dict`."""
+        labels = values.get("id2label")
+        if isinstance(labels, Mapping) and "num_labels" not in values:
+            values = {**values, "num_labels": len(labels)}
+        # `super()` without arguments does not find its way in a class with slots.
+        return super(LongformerConfig, cls).from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: all fields, generation keys and extra keys."""
-        self.check()
-        own = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("extra", "generation_defaults")
-        }
-        values = {**self.extra, **self.generation_defaults, **own, "model_type": self.model_type}
+        """Return the content of config.json: all fields, the labels and extra keys."""
+        values = super(LongformerConfig, self).to_dict()
+        count = values.pop("num_labels")
+        if count != len(values.get("id2label", ())):
+            values["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+            values["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+        if values["problem_type"] is None:
+            del values["problem_type"]
         return dict(sorted(values.items()))
-
-    def save_pretrained(
-        self, directory: str | Path, *, architecture: str | None = None, dtype: str | None = None
-    ) -> None:
-        """Write `config.json`, naming the class and the dtype of the weights beside it when given.
-
-        Readers of published directories load the weights in the dtype named here, so a model that
-        was converted must not keep the old name.
-        """
-        values = self.to_dict()
-        if architecture is not None:
-            values["architectures"] = [architecture]
-        if dtype is not None:
-            values.pop("torch_dtype", None)
-            values["dtype"] = dtype
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        (path / "config.json").write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -311,12 +469,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    if name in _ALIASES:
-        return f"LEDConfig calls {name!r} {_ALIASES[name]!r}; use that name"
-    if name in _GENERATION_KEYS:
-        return f"{name!r} steers decoding, not the model; set it on GenerationConfig"
-    return f"LEDConfig has no option {name!r}{did_you_mean(name, known)}"
+def _present(token_id: int | None) -> list[int]:
+    return [] if token_id is None else [token_id]
 
 
 def _check_integer(name: str, value: Any, *, minimum: int) -> None:

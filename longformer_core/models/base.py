@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.checkpoint import load_into, read_state_dict, resolve, write_state_dict
-from longformer_core.config import LEDConfig
+from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError, did_you_mean
+
+_Config = TypeVar("_Config", LEDConfig, LongformerConfig)
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -37,16 +39,17 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(nn.Module, Generic[_Config]):
     """A model that lives in a directory: `config.json` and weights under their published names."""
 
+    config_class: type[_Config]
     # State-dict names that a published checkpoint may lack; they are zeros then.
     _optional_weights: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: LEDConfig) -> None:
+    def __init__(self, config: _Config) -> None:
         """Keep the config; subclasses build their modules and then call `init_weights`."""
         super().__init__()
-        self.config = config
+        self.config: _Config = config
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +76,7 @@ class PretrainedModel(nn.Module):
         path = resolve(directory)
         # On the meta device nothing is drawn or copied before the real weights arrive.
         with torch.device("meta"):
-            model = cls(LEDConfig.from_pretrained(path)).to(dtype)
+            model = cls(cls.config_class.from_pretrained(path)).to(dtype)
         load_into(model, read_state_dict(path), optional=cls._optional_weights)
         return model.to(device).eval()
 
@@ -85,10 +88,10 @@ class PretrainedModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw weights as published: normal with `init_std`, zero biases and padding rows."""
+        """Draw weights as published: normal, with zero biases and zero padding rows."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         # After all draws: a tied output projection draws the same weight again.

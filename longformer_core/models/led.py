@@ -11,47 +11,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.rows import Source, global_attention
-from longformer_core.attention.window import window_attention
+from longformer_core.attention.rows import Source
 from longformer_core.config import LEDConfig
 from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.layout import Layout
 from longformer_core.models.base import PretrainedModel, activation
 from longformer_core.models.cache import DecoderCache
+from longformer_core.models.self_attention import LongformerSelfAttention
 
 # Published LED clamps a float16 layer's infinities to this distance from the largest number.
 _HALF_MARGIN = 1000
-
-
-class LEDSelfAttention(nn.Module):
-    """Window attention for all tokens, then full attention for the global ones."""
-
-    def __init__(self, config: LEDConfig, radius: int) -> None:
-        """Make the six projections of one layer; the three `_global` ones serve global rows."""
-        super().__init__()
-        d = config.d_model
-        self.num_heads = config.encoder_attention_heads
-        self.radius = radius
-        self.query = nn.Linear(d, d)
-        self.key = nn.Linear(d, d)
-        self.value = nn.Linear(d, d)
-        self.query_global = nn.Linear(d, d)
-        self.key_global = nn.Linear(d, d)
-        self.value_global = nn.Linear(d, d)
-
-    def forward(self, states: Tensor, layout: Layout) -> Tensor:
-        """Return [T, d], before the output projection; rows of invalid tokens are zeros."""
-        q, k, v = (
-            module(states).unflatten(-1, (self.num_heads, -1))
-            for module in (self.query, self.key, self.value)
-        )
-        out = window_attention(q, k, v, layout, self.radius).flatten(1)
-        if not len(layout.global_index):
-            return out
-        rows = global_attention(
-            states, layout, self.query_global, self.key_global, self.value_global, self.num_heads
-        )
-        return out.index_copy(0, layout.global_index, rows)
 
 
 class LEDEncoderAttention(nn.Module):
@@ -60,7 +29,9 @@ class LEDEncoderAttention(nn.Module):
     def __init__(self, config: LEDConfig, radius: int) -> None:
         """Make one layer's attention that looks `radius` tokens either side."""
         super().__init__()
-        self.longformer_self_attn = LEDSelfAttention(config, radius)
+        self.longformer_self_attn = LongformerSelfAttention(
+            config.d_model, config.encoder_attention_heads, radius
+        )
         self.output = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
@@ -209,7 +180,7 @@ class LEDModel(nn.Module):
         self.decoder = LEDDecoder(config, self.shared if tied else embedding())
 
 
-class LEDForConditionalGeneration(PretrainedModel):
+class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
     """Write a text about a long document: encode it once, then decode token by token.
 
     `encode` and `source` run once per packed batch; `new_cache` and `decode_step` drive any search.
@@ -217,6 +188,7 @@ class LEDForConditionalGeneration(PretrainedModel):
     """
 
     final_logits_bias: Tensor
+    config_class = LEDConfig
     _optional_weights = ("final_logits_bias",)
 
     def __init__(self, config: LEDConfig) -> None:

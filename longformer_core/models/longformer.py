@@ -1,0 +1,455 @@
+"""Longformer: an encoder with window and global attention, and its published heads.
+
+Module and parameter names are the published ones. The forward methods take padded batches, as
+published code calls them; inside all documents lie packed, and padding costs nothing.
+Shape letters: B documents, S slots of the padded batch, T packed tokens, d hidden size.
+Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longformer_core.config import LongformerConfig
+from longformer_core.errors import ConfigError, ShapeError, TooLongError
+from longformer_core.layout import Layout
+from longformer_core.models.base import PretrainedModel, activation
+from longformer_core.models.losses import classification_loss, span_loss
+from longformer_core.models.outputs import (
+    LongformerBaseModelOutputWithPooling,
+    LongformerMaskedLMOutput,
+    LongformerMultipleChoiceModelOutput,
+    LongformerQuestionAnsweringModelOutput,
+    LongformerSequenceClassifierOutput,
+    LongformerTokenClassifierOutput,
+)
+from longformer_core.models.padded import padded_batch
+from longformer_core.models.self_attention import LongformerSelfAttention
+
+
+class LongformerEmbeddings(nn.Module):
+    """Words, positions and token types, added and normalised."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the three tables."""
+        super().__init__()
+        d, pad = config.hidden_size, config.pad_token_id
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=pad)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
+        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: Tensor, positions: Tensor, types: Tensor) -> Tensor:
+        """Return [T, d] of word embeddings [T, d], positions [T] and token types [T]."""
+        states = words + self.position_embeddings(positions) + self.token_type_embeddings(types)
+        out: Tensor = self.dropout(self.LayerNorm(states))
+        return out
+
+    def count_positions(self, input_ids: Tensor | None, slots: Tensor) -> Tensor:
+        """Return positions [B, S]: from `pad_token_id` + 1, over the tokens that are not padding.
+
+        Of embeddings (ids None) nobody knows which are padding: all of the `slots` [B, S] count.
+        Raises: TooLongError when a document has more tokens than there are positions.
+        """
+        pad = self.config.pad_token_id or 0
+        counted = slots + 1
+        if input_ids is not None:
+            real = input_ids.ne(pad)
+            counted = real.cumsum(1) * real
+        longest = int(counted.max()) if counted.numel() else 0
+        if longest > self.config.max_length:
+            raise TooLongError(
+                f"a document has {longest} tokens but the model has {self.config.max_length} "
+                "positions; shorten the document or choose a model with more positions"
+            )
+        return counted + pad
+
+
+class LongformerSelfOutput(nn.Module):
+    """A projection added to its layer's input and normalised."""
+
+    def __init__(self, config: LongformerConfig, width: int) -> None:
+        """Make the projection from `width` to the hidden size."""
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
+        """Return [T, d]."""
+        out: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return out
+
+
+class LongformerLayer(nn.Module):
+    """Attention and feed-forward, each added to its input and normalised after."""
+
+    def __init__(self, config: LongformerConfig, radius: int) -> None:
+        """Make one layer that looks `radius` tokens either side."""
+        super().__init__()
+        d = config.hidden_size
+        self.attention = nn.ModuleDict(
+            {
+                "self": LongformerSelfAttention(d, config.num_attention_heads, radius),
+                "output": LongformerSelfOutput(config, d),
+            }
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, config.intermediate_size)})
+        self.activation = activation(config.hidden_act)
+        self.output = LongformerSelfOutput(config, config.intermediate_size)
+
+    def forward(self, states: Tensor, layout: Layout) -> Tensor:
+        """Return the next states [T, d]."""
+        attended = self.attention["self"](states, layout)
+        states = self.attention["output"](attended, states)
+        out: Tensor = self.output(self.activation(self.intermediate["dense"](states)), states)
+        return out
+
+
+class LongformerEncoder(nn.Module):
+    """The layers."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make one layer per radius."""
+        super().__init__()
+        self.layer = nn.ModuleList(LongformerLayer(config, radius) for radius in config.radii)
+
+    def forward(self, states: Tensor, layout: Layout) -> list[Tensor]:
+        """Return the states [T, d] before the first layer and after each."""
+        every = [states]
+        for layer in self.layer:
+            every.append(layer(every[-1], layout))
+        return every
+
+
+class LongformerPooler(nn.Module):
+    """The first token's state through a projection and tanh."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the projection."""
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return [B, d] of padded states [B, S, d]."""
+        return torch.tanh(self.dense(states[:, 0]))
+
+
+class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
+    """A Longformer that lives in a directory."""
+
+    config_class = LongformerConfig
+
+
+class LongformerModel(LongformerPreTrainedModel):
+    """Embeddings, encoder and pooler, without a head."""
+
+    def __init__(self, config: LongformerConfig, add_pooling_layer: bool = True) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.embeddings = LongformerEmbeddings(config)
+        self.encoder = LongformerEncoder(config)
+        self.pooler = LongformerPooler(config) if add_pooling_layer else None
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> LongformerBaseModelOutputWithPooling:
+        """Return the states of a padded batch; see `padded_batch` for the masks.
+
+        Shapes: ids, masks, types and positions [B, S]; inputs_embeds [B, S, d].
+        Raises: ShapeError unless exactly one of ids and embeddings is given, and when shapes or
+            ids do not fit; TooLongError for a document with more tokens than positions;
+            ConfigError in training with dropout of attention probabilities.
+        """
+        if self.training and self.config.attention_probs_dropout_prob:
+            raise ConfigError(
+                "dropout of attention probabilities is not available; train with "
+                "attention_probs_dropout_prob=0.0"
+            )
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is None or (input_ids is not None and inputs_embeds is not None):
+            raise ShapeError("give either input_ids or inputs_embeds, and only one of them")
+        slots = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+        if position_ids is None:
+            position_ids = self.embeddings.count_positions(input_ids, slots)
+        position_ids = position_ids.expand(tokens.shape[:2])
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(slots)
+        _check_range("position_ids", position_ids, self.config.max_position_embeddings)
+        _check_range("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        if input_ids is not None:
+            _check_range("input_ids", input_ids, self.config.vocab_size)
+        # Of embeddings every slot may be another.
+        first = input_ids if input_ids is not None else torch.arange(slots.numel()).view_as(slots)
+        batch = padded_batch(
+            [first.to(slots.device), position_ids, token_type_ids],
+            attention_mask,
+            global_attention_mask,
+        )
+        if inputs_embeds is None:
+            words = self.embeddings.word_embeddings(batch.pack(first))
+        else:
+            words = batch.pack(inputs_embeds)
+        states = self.embeddings(words, batch.pack(position_ids), batch.pack(token_type_ids))
+        every = self.encoder(states, batch.layout)
+        last = batch.unpack(every[-1])
+        return LongformerBaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            hidden_states=tuple(map(batch.unpack, every)) if output_hidden_states else None,
+        )
+
+
+class LongformerLMHead(nn.Module):
+    """States to logits over the vocabulary, by the word embeddings when tied."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the head; its bias has two published names."""
+        super().__init__()
+        d = config.hidden_size
+        self.dense = nn.Linear(d, d)
+        self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(d, config.vocab_size)
+        self.bias = self.decoder.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return [..., V]."""
+        out: Tensor = self.decoder(self.layer_norm(functional.gelu(self.dense(states))))
+        return out
+
+
+class LongformerForMaskedLM(LongformerPreTrainedModel):
+    """Guess masked tokens."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.longformer = LongformerModel(config, add_pooling_layer=False)
+        self.lm_head = LongformerLMHead(config)
+        if config.tie_word_embeddings:
+            self.lm_head.decoder.weight = self.longformer.embeddings.word_embeddings.weight
+        self.init_weights()
+
+    def forward(
+        self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **given: Any
+    ) -> LongformerMaskedLMOutput:
+        """Return logits [B, S, V], and the loss over labels [B, S] other than -100.
+
+        The other arguments are those of `LongformerModel.forward`.
+        """
+        base = self.longformer(input_ids, **given)
+        logits = self.lm_head(base.last_hidden_state)
+        loss = (
+            None
+            if labels is None
+            else functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
+        )
+        return LongformerMaskedLMOutput(loss, logits, base.hidden_states)
+
+
+class LongformerClassificationHead(nn.Module):
+    """The first token's state to logits."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the two projections."""
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return [B, labels] of padded states [B, S, d]."""
+        first = torch.tanh(self.dense(self.dropout(states[:, 0])))
+        out: Tensor = self.out_proj(self.dropout(first))
+        return out
+
+
+class LongformerForSequenceClassification(LongformerPreTrainedModel):
+    """Classify documents, or score them when `num_labels` is 1."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.longformer = LongformerModel(config, add_pooling_layer=False)
+        self.classifier = LongformerClassificationHead(config)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        global_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **given: Any,
+    ) -> LongformerSequenceClassifierOutput:
+        """Return logits [B, labels]; without a global mask the first token is global.
+
+        Shapes: labels [B] of classes or values, or [B, labels] of 0.0 and 1.0.
+        """
+        if global_attention_mask is None:
+            global_attention_mask = _first_token(input_ids, given.get("inputs_embeds"))
+        base = self.longformer(input_ids, global_attention_mask=global_attention_mask, **given)
+        logits = self.classifier(base.last_hidden_state)
+        loss = None if labels is None else classification_loss(self.config, logits, labels)
+        return LongformerSequenceClassifierOutput(loss, logits, base.hidden_states)
+
+
+class LongformerForTokenClassification(LongformerPreTrainedModel):
+    """Classify every token."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.longformer = LongformerModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights()
+
+    def forward(
+        self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **given: Any
+    ) -> LongformerTokenClassifierOutput:
+        """Return logits [B, S, labels], and the loss over labels [B, S] other than -100."""
+        base = self.longformer(input_ids, **given)
+        logits = self.classifier(self.dropout(base.last_hidden_state))
+        loss = (
+            None
+            if labels is None
+            else functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
+        )
+        return LongformerTokenClassifierOutput(loss, logits, base.hidden_states)
+
+
+class LongformerForQuestionAnswering(LongformerPreTrainedModel):
+    """Find the span of a document that answers a question."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.longformer = LongformerModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        global_attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **given: Any,
+    ) -> LongformerQuestionAnsweringModelOutput:
+        """Return start and end logits [B, S]; without a global mask the question is global.
+
+        The question is what stands before the first `</s>`.
+        Shapes: start_positions, end_positions [B]; a position outside the document is ignored.
+        Raises: ShapeError when no global mask is given and a row has no `</s>`.
+        """
+        if global_attention_mask is None and input_ids is not None:
+            ends = _first_separators(input_ids, self.config.sep_token_id)
+            count = torch.arange(input_ids.shape[1], device=input_ids.device)
+            global_attention_mask = (count < ends[:, None]).long()
+        base = self.longformer(input_ids, global_attention_mask=global_attention_mask, **given)
+        start, end = self.qa_outputs(base.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
+        return LongformerQuestionAnsweringModelOutput(
+            loss, start.contiguous(), end.contiguous(), base.hidden_states
+        )
+
+
+class LongformerForMultipleChoice(LongformerPreTrainedModel):
+    """Choose one of several continuations."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.longformer = LongformerModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> LongformerMultipleChoiceModelOutput:
+        """Return logits [B, choices]; without a global mask the choice's own text is global.
+
+        Shapes: ids and masks [B, choices, S]; inputs_embeds [B, choices, S, d]; labels [B].
+        """
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is None:
+            raise ShapeError("give either input_ids or inputs_embeds, and only one of them")
+        choices = tokens.shape[1]
+        if global_attention_mask is None and input_ids is not None:
+            flat = input_ids.flatten(0, 1)
+            ends = _first_separators(flat, self.config.sep_token_id)
+            count = torch.arange(flat.shape[1], device=flat.device)
+            global_attention_mask = (count > ends[:, None] + 1).long().view_as(input_ids)
+        given = {
+            "attention_mask": attention_mask,
+            "global_attention_mask": global_attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        base = self.longformer(
+            None if input_ids is None else input_ids.flatten(0, 1),
+            output_hidden_states=output_hidden_states,
+            **{name: None if t is None else t.flatten(0, 1) for name, t in given.items()},
+        )
+        logits = self.classifier(self.dropout(base.pooler_output)).view(-1, choices)
+        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        return LongformerMultipleChoiceModelOutput(loss, logits, base.hidden_states)
+
+
+def _check_range(name: str, ids: Tensor, limit: int) -> None:
+    if not ids.numel():
+        return
+    low, high = (int(bound) for bound in torch.stack(ids.aminmax()).tolist())
+    if low < 0 or high >= limit:
+        raise ShapeError(
+            f"{name} reach from {low} to {high}; the model knows 0 to {limit - 1}; use the "
+            "tokenizer of this model's directory"
+        )
+
+
+def _first_token(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
+    tokens = inputs_embeds if input_ids is None else input_ids
+    if tokens is None:
+        return None
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+    mask[:, :1] = 1
+    return mask
+
+
+def _first_separators(input_ids: Tensor, separator: int | None) -> Tensor:
+    """Return the position [B] of each row's first separator."""
+    is_separator = input_ids.eq(-1 if separator is None else separator)
+    if not bool(is_separator.any(1).all()):
+        raise ShapeError(
+            f"a row has no separator token (id {separator}), so the question's end is unknown; "
+            "give global_attention_mask"
+        )
+    return is_separator.int().argmax(1)

@@ -1,0 +1,43 @@
+"""The published losses of the heads.
+
+Shape letters: B documents, C labels, S slots.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from longformer_core.config import LongformerConfig
+
+
+def classification_loss(config: LongformerConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of documents' logits [B, C] by the kind of problem.
+
+    `config.problem_type` decides; when it is None, one label means regression (mean squared error),
+    whole labels classes (cross entropy), others one decision per label (binary cross entropy).
+    Unlike the reference this does not write the kind into the config: the next batch may differ.
+    Shapes: labels [B] of values or of classes, or [B, C] of decisions.
+    """
+    labels = labels.to(logits.device)
+    kind = config.problem_type
+    if kind is None:
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        kind = "single_label_classification" if whole else "multi_label_classification"
+        kind = "regression" if config.num_labels == 1 else kind
+    if kind == "regression":
+        return functional.mse_loss(
+            logits.squeeze(-1), labels.view(logits.squeeze(-1).shape).to(logits.dtype)
+        )
+    if kind == "single_label_classification":
+        return functional.cross_entropy(logits, labels.view(-1))
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """Return the cross entropy of one end of a span; positions outside the document are ignored.
+
+    Shapes: logits [B, S]; positions [B] or [B, 1].
+    """
+    num_slots = logits.shape[1]
+    positions = positions.view(len(logits)).to(logits.device).clamp(0, num_slots)
+    return functional.cross_entropy(logits, positions, ignore_index=num_slots)

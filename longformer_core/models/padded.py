@@ -1,0 +1,94 @@
+"""From the padded batches of the published interface to packed ones, and back.
+
+Shape letters: B documents, S slots of each, T packed tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longformer_core.errors import ShapeError
+from longformer_core.layout import Layout
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Which slots of a padded batch [B, S] are packed, and which packed token answers each slot.
+
+    index: [T] slots of the flattened batch; answer: [B * S] packed tokens. None when all slots are
+    packed in their order.
+    """
+
+    batch_size: int
+    num_slots: int
+    layout: Layout
+    index: Tensor | None
+    answer: Tensor | None
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return [T, ...] of padded [B, S, ...]."""
+        flat = padded.flatten(0, 1)
+        return flat if self.index is None else flat.index_select(0, self.index)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return [B, S, ...] of packed [T, ...]."""
+        if self.answer is not None:
+            packed = packed.index_select(0, self.answer)
+        return packed.view(self.batch_size, self.num_slots, *packed.shape[1:])
+
+
+def padded_batch(
+    features: Sequence[Tensor],
+    attention_mask: Tensor | None,
+    global_attention_mask: Tensor | None,
+) -> PaddedBatch:
+    """Describe a padded batch by its masks.
+
+    A slot is masked where `attention_mask` is 0 or `global_attention_mask` is negative (the
+    tokenizer's padding), and global where it is not masked and either mask says so (2 in
+    `attention_mask`, above 0 in `global_attention_mask`). A masked slot before a document's last
+    token keeps its place, for distances count it. Those after it attend to nothing and nothing
+    attends to them, so their states follow from their features alone: one of each kind is packed,
+    in a document of its own, and answers for all of them.
+    Shapes: features, all that the first states depend on, and both masks [B, S]; a mask may have
+        any dtype, None stands for all ones and for all zeros.
+    Raises: ShapeError when a shape is another.
+    """
+    shape, device = features[0].shape, features[0].device
+    masks = (("attention_mask", attention_mask), ("global_attention_mask", global_attention_mask))
+    for name, mask in masks:
+        if mask is not None and mask.shape != shape:
+            raise ShapeError(f"{name} has shape {list(mask.shape)}; the tokens have {list(shape)}")
+    kind = torch.ones(shape, dtype=torch.int64)
+    if attention_mask is not None:
+        kind = attention_mask.detach().to("cpu", torch.int64)
+    if global_attention_mask is not None:
+        kind = kind * (global_attention_mask.detach().to("cpu", torch.int64) + 1)
+    batch_size, num_slots = shape
+    count = torch.arange(1, num_slots + 1)
+    lengths = ((kind > 0) * count).amax(1).tolist() if num_slots else [0] * batch_size
+    is_packed = count[None] <= torch.tensor(lengths)[:, None]
+    valid, global_positions = kind[is_packed] > 0, [row.nonzero()[:, 0] for row in kind > 1]
+    if all(length == num_slots for length in lengths):
+        layout = Layout.from_lengths(lengths, _lists(global_positions), valid, device=device)
+        return PaddedBatch(batch_size, num_slots, layout, None, None)
+    slots, rest = (flags.flatten().nonzero()[:, 0].to(device) for flags in (is_packed, ~is_packed))
+    rows = torch.stack([feature.flatten()[rest] for feature in features], 1)
+    kinds, which = torch.unique(rows, dim=0, return_inverse=True)
+    chosen = rest.new_empty(len(kinds)).scatter_(0, which, rest)
+    answer = rest.new_empty(batch_size * num_slots)
+    answer[slots] = torch.arange(len(slots), device=device)
+    answer[rest] = len(slots) + which
+    layout = Layout.from_lengths(
+        [*lengths, len(kinds)],
+        [*_lists(global_positions), []],
+        torch.cat([valid, valid.new_zeros(len(kinds))]),
+        device=device,
+    )
+    return PaddedBatch(batch_size, num_slots, layout, torch.cat([slots, chosen]), answer)
+
+
+def _lists(indices: Sequence[Tensor]) -> list[list[int]]:
+    return [index.tolist() for index in indices]

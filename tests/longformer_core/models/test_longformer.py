@@ -1,0 +1,292 @@
+"""Longformer and its heads against the published implementation: same weights, same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from longformer_core.config import LongformerConfig
+from longformer_core.errors import ConfigError, ShapeError, TooLongError
+from longformer_core.models import longformer
+from longformer_core.models.longformer import LongformerForMaskedLM, LongformerModel
+
+VOCAB, PAD, SEP = 60, 1, 2
+CONFIG: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 130,
+    "type_vocab_size": 2,
+    "attention_window": [8, 16, 4],
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    # With the default of 0.02 the attention is uniform and no comparison could see it.
+    "initializer_range": 0.3,
+    "pad_token_id": PAD,
+    "sep_token_id": SEP,
+}
+HEADS = (
+    "LongformerForMaskedLM",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
+    "LongformerForQuestionAnswering",
+    "LongformerForMultipleChoice",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> None:
+    transformers.utils.logging.set_verbosity_error()
+
+
+def pair(folder: Path, name: str, **options: Any) -> tuple[Any, nn.Module]:
+    """The published class with random weights and ours, loaded from the directory that it wrote."""
+    torch.manual_seed(5)
+    config = transformers.LongformerConfig(**CONFIG | options)
+    published = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in published.parameters():
+            if parameter.dim() == 1:  # biases and norms are drawn as zeros and ones
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    published.save_pretrained(folder)
+    return published, getattr(longformer, name).from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, nn.Module]:
+    return pair(tmp_path_factory.mktemp("longformer"), "LongformerModel")
+
+
+def difference(ours: Tensor, oracle: Tensor) -> float:
+    """The L2 norm of the difference over the L2 norm of the oracle."""
+    mine, theirs = ours.detach().double(), oracle.detach().double()
+    return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-30))
+
+
+def batch(lengths: tuple[int, ...] = (50, 3, 90, 17), seed: int = 0) -> dict[str, Tensor]:
+    """Padded ids, three separators in each long row, the padding masked."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((len(lengths), max(lengths)), PAD)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(4, VOCAB, (length,), generator=generator)
+    return {"input_ids": ids, "attention_mask": ids.ne(PAD).long()}
+
+
+def with_separators(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+        last = int(mask.sum()) - 1
+        row[[last // 3, last // 3 + 1, last]] = SEP
+    return inputs
+
+
+def test_the_oracle_sees_masks_windows_and_globals(base: tuple[Any, nn.Module]) -> None:
+    published, _ = base
+    inputs = batch()
+    with torch.no_grad():
+        plain = published(**inputs).last_hidden_state
+        first = torch.zeros_like(inputs["input_ids"])
+        first[:, 0] = 1
+        with_global = published(**inputs, global_attention_mask=first).last_hidden_state
+        moved = inputs["input_ids"].clone()
+        moved[2, 10] = 5 + (moved[2, 10] - 4) % (VOCAB - 5)
+        changed = published(moved, inputs["attention_mask"]).last_hidden_state
+    assert difference(with_global[2], plain[2]) > 0.05
+    per_token = (changed[2] - plain[2]).norm(dim=-1)
+    assert per_token[12] > 1e-3, "a neighbour is not seen"
+    assert per_token[40] == 0, "the windows do not end"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_batch(base: tuple[Any, nn.Module], data: st.DataObject) -> None:
+    published, ours = base
+    lengths = tuple(data.draw(st.lists(st.integers(1, 100), min_size=1, max_size=4)))
+    inputs = batch(lengths, data.draw(st.integers(0, 99)))
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    holes = data.draw(st.lists(st.integers(0, ids.shape[1] - 1), max_size=4))
+    mask[0, holes] = 0
+    mask[0, 0] = 1
+    kind = data.draw(st.sampled_from(["none", "first", "some", "minus", "all", "two"]))
+    marks = torch.zeros_like(ids)
+    if kind == "first":
+        marks[:, 0] = 1
+    elif kind in ("some", "minus"):
+        some = data.draw(st.lists(st.integers(0, ids.shape[1] - 1), max_size=20))
+        marks[:, some] = 1
+        if kind == "minus":
+            marks[mask == 0] = -1
+    elif kind == "all":
+        marks[:] = 1
+    elif kind == "two":
+        mask = inputs["attention_mask"] = mask * 2
+    options: dict[str, Any] = {} if kind in ("none", "two") else {"global_attention_mask": marks}
+    if data.draw(st.booleans()):
+        options["token_type_ids"] = (ids % 2).long()
+    with torch.no_grad():
+        expected = published(**inputs, **options, output_hidden_states=True)
+        got = ours(**inputs, **options, output_hidden_states=True)
+    assert len(got.hidden_states) == len(expected.hidden_states) == 4
+    for mine, theirs in zip(got.hidden_states, expected.hidden_states, strict=True):
+        # What lies under the padding is equal as well: a span's loss runs over all slots.
+        assert difference(mine, theirs) <= 1e-5
+    assert difference(got.pooler_output, expected.pooler_output) <= 1e-5
+
+
+def head_inputs(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of a head and its labels."""
+    inputs = with_separators(batch((50, 20, 90, 17)))
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 3, inputs["input_ids"].shape, generator=draw)
+    tokens[inputs["attention_mask"] == 0] = -100
+    if name == "LongformerForMultipleChoice":
+        inputs = {k: v.view(2, 2, -1) for k, v in inputs.items()}
+        return inputs, {"labels": torch.tensor([1, 0])}
+    if name == "LongformerForQuestionAnswering":
+        positions = {"start_positions": [3, 0, 500, 2], "end_positions": [9, 4, 500, -3]}
+        return inputs, {k: torch.tensor(v) for k, v in positions.items()}
+    if name == "LongformerForSequenceClassification":
+        return inputs, {"labels": torch.tensor([0, 2, 1, 1])}
+    return inputs, {"labels": tokens}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_losses_and_gradients(tmp_path: Path, name: str) -> None:
+    num_labels = {} if name in ("LongformerForQuestionAnswering",) else {"num_labels": 3}
+    published, ours = pair(tmp_path, name, **num_labels)
+    inputs, labels = head_inputs(name)
+    if name in ("LongformerForMaskedLM", "LongformerForTokenClassification"):
+        marks = torch.zeros_like(inputs["input_ids"])
+        marks[:, [0, 7, 8, 16]] = 1
+        inputs["global_attention_mask"] = marks
+    expected, got = published(**inputs, **labels), ours(**inputs, **labels)
+    assert difference(got.loss, expected.loss) <= 1e-5
+    for key in ("logits", "start_logits", "end_logits"):
+        if key in expected:
+            assert difference(got[key], expected[key]) <= 1e-5, key
+    expected.loss.backward()
+    got.loss.backward()
+    compare_gradients(ours, published)
+
+
+def compare_gradients(ours: nn.Module, published: nn.Module) -> None:
+    theirs = {k: p.grad for k, p in published.named_parameters() if p.grad is not None}
+    mine = {k: p.grad for k, p in ours.named_parameters() if p.grad is not None}
+    assert mine.keys() <= theirs.keys()
+    largest = max(float(grad.norm()) for grad in theirs.values())
+    compared = 0
+    for key, oracle in theirs.items():
+        if oracle.norm() < 1e-6 * largest:
+            # Zero in exact arithmetic, as the gradient of all that adds one constant to every
+            # score of a softmax; then it may be missing as well.
+            assert key not in mine or mine[key].norm() <= 1e-5 * largest, key
+            continue
+        assert difference(mine[key], oracle) <= 1e-4, key
+        compared += 1
+    assert compared > 40
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        (torch.tensor([0.5, -1.0, 2.0, 0.0]), {"num_labels": 1}),
+        (torch.tensor([[1.0, 0, 1]] * 4), {"num_labels": 3}),
+        (torch.tensor([[1, 0, 1]] * 4).float(), {"problem_type": "multi_label_classification"}),
+    ],
+    ids=["regression", "inferred", "told"],
+)
+def test_kinds_of_problems(tmp_path: Path, labels: Tensor, options: dict[str, Any]) -> None:
+    name = "LongformerForSequenceClassification"
+    published, ours = pair(tmp_path, name, **{"num_labels": 3} | options)
+    inputs = batch()
+    with torch.no_grad():
+        expected, got = published(**inputs, labels=labels), ours(**inputs, labels=labels)
+    assert difference(got.loss, expected.loss) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["LongformerModel", *HEADS])
+def test_what_we_write_the_published_class_reads(tmp_path: Path, name: str) -> None:
+    _, ours = pair(tmp_path / "a", name, num_labels=2 if "Question" in name else 3)
+    ours.save_pretrained(tmp_path / "b")
+    published, told = getattr(transformers, name).from_pretrained(
+        tmp_path / "b", output_loading_info=True
+    )
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert published.config.num_labels == ours.config.num_labels
+    theirs = published.state_dict()
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, theirs[key]), key
+    again = LongformerConfig.from_pretrained(tmp_path / "b")
+    assert again.to_dict() == LongformerConfig.from_pretrained(tmp_path / "b").to_dict()
+
+
+def test_tied_weights_stay_one(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "LongformerForMaskedLM")
+    assert isinstance(ours, LongformerForMaskedLM)
+    assert ours.lm_head.decoder.weight is ours.longformer.embeddings.word_embeddings.weight
+    assert ours.lm_head.bias is ours.lm_head.decoder.bias
+
+
+def test_embeddings_instead_of_ids(base: tuple[Any, nn.Module]) -> None:
+    published, ours = base
+    assert isinstance(ours, LongformerModel)
+    inputs = batch((40, 40))
+    words = ours.embeddings.word_embeddings(inputs["input_ids"])
+    with torch.no_grad():
+        expected = published(inputs_embeds=words).last_hidden_state
+        got = ours(inputs_embeds=words).last_hidden_state
+    assert difference(got, expected) <= 1e-5
+
+
+def test_padding_changes_nothing(base: tuple[Any, nn.Module]) -> None:
+    _, ours = base
+    inputs = batch((33, 90))
+    with torch.no_grad():
+        alone = ours(inputs["input_ids"][:1, :33]).last_hidden_state
+        beside = ours(**inputs).last_hidden_state
+    assert difference(beside[:1, :33], alone) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "words"),
+    [
+        ({}, ShapeError, "either input_ids or inputs_embeds"),
+        ({"input_ids": torch.full((1, 4), VOCAB)}, ShapeError, "vocabulary|the model knows"),
+        ({"input_ids": torch.full((1, 129), 5)}, TooLongError, "129 tokens .* 128 positions"),
+        (
+            {"input_ids": torch.full((1, 4), 5), "attention_mask": torch.ones(1, 5)},
+            ShapeError,
+            r"attention_mask has shape \[1, 5\]",
+        ),
+        (
+            {"input_ids": torch.full((1, 4), 5), "token_type_ids": torch.full((1, 4), 2)},
+            ShapeError,
+            "token_type_ids reach from 2 to 2",
+        ),
+    ],
+)
+def test_wrong_inputs_are_named(
+    base: tuple[Any, nn.Module], inputs: dict[str, Tensor], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        base[1](**inputs)
+
+
+def test_a_question_without_an_end_is_refused(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "LongformerForQuestionAnswering")
+    with pytest.raises(ShapeError, match="no separator token"):
+        ours(torch.full((1, 8), 5))
+
+
+def test_attention_dropout_is_refused_in_training() -> None:
+    model = LongformerModel(LongformerConfig(**CONFIG | {"attention_probs_dropout_prob": 0.1}))
+    ids = torch.full((1, 8), 5)
+    assert model.eval()(ids).last_hidden_state.shape == (1, 8, 32)
+    with pytest.raises(ConfigError, match="attention_probs_dropout_prob=0"):
+        model.train()(ids)
