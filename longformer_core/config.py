@@ -5,6 +5,7 @@ side counts, and it is called `radius`. `PublishedConfig.radii` is the only plac
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,7 +42,7 @@ PROBLEM_TYPES = (
 )
 
 
-class PublishedConfig:
+class PublishedConfig(ABC):
     """What both families share: unknown names, windows, token ids, `config.json`.
 
     Keys of a published config.json that a class does not know are kept in `extra` and written
@@ -98,22 +99,22 @@ class PublishedConfig:
             _check_integer(name, getattr(self, name), minimum=1)
         for name in self._probabilities:
             _check_number(name, getattr(self, name), "between 0 and 1", 0.0, 1.0)
-        std = "init_std" if hasattr(self, "init_std") else "initializer_range"
-        _check_number(std, getattr(self, std), "0 or greater", 0.0, float("inf"))
         self._check_structure()
         self._check_token_ids()
         self._windows()
 
+    @abstractmethod
     def _check_structure(self) -> None:
-        raise NotImplementedError
+        """Raise ConfigError for fields that do not fit one another."""
 
     @property
+    @abstractmethod
     def _num_window_layers(self) -> int:
-        raise NotImplementedError
+        """Return how many layers have a window."""
 
+    @abstractmethod
     def _token_ids(self) -> dict[str, Iterable[Any]]:
         """Return the token ids by field name, without those that are None."""
-        raise NotImplementedError
 
     def _check_token_ids(self) -> None:
         for name, values in self._token_ids().items():
@@ -325,6 +326,7 @@ class LEDConfig(PublishedConfig):
         return self.encoder_layers
 
     def _check_structure(self) -> None:
+        _check_number("init_std", self.init_std, "0 or greater", 0.0, float("inf"))
         if not isinstance(self.activation_function, str):
             raise ConfigError(
                 f"activation_function is {self.activation_function!r}; give a name such as 'gelu'"
@@ -409,6 +411,9 @@ class LongformerConfig(PublishedConfig):
         return self.num_hidden_layers
 
     def _check_structure(self) -> None:
+        _check_number(
+            "initializer_range", self.initializer_range, "0 or greater", 0.0, float("inf")
+        )
         if not isinstance(self.hidden_act, str):
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; give a name such as 'gelu'")
         if self.hidden_size % self.num_attention_heads:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from longformer_core.checkpoint import load_into, read_state_dict, resolve, write_state_dict
 from longformer_core.config import LEDConfig, LongformerConfig
-from longformer_core.errors import ConfigError, did_you_mean
+from longformer_core.errors import ConfigError, ShapeError, did_you_mean
 
 _Config = TypeVar("_Config", LEDConfig, LongformerConfig)
 
@@ -37,6 +37,21 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
             f"choose one of {sorted(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]
+
+
+def check_ids(name: str, ids: Tensor, limit: int) -> None:
+    """Raise ShapeError unless all ids are rows 0 to limit - 1 of an embedding; empty is fine.
+
+    On a GPU an id outside would end the process.
+    """
+    if not ids.numel():
+        return
+    low, high = (int(bound) for bound in torch.stack(ids.aminmax()).tolist())
+    if low < 0 or high >= limit:
+        raise ShapeError(
+            f"{name} reach from {low} to {high} but the model has only ids 0 to {limit - 1}; use "
+            "the tokenizer of this model's directory"
+        )
 
 
 class PretrainedModel(nn.Module, Generic[_Config]):

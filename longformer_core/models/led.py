@@ -15,7 +15,7 @@ from longformer_core.attention.rows import Source
 from longformer_core.config import LEDConfig
 from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.layout import Layout
-from longformer_core.models.base import PretrainedModel, activation
+from longformer_core.models.base import PretrainedModel, activation, check_ids
 from longformer_core.models.cache import DecoderCache
 from longformer_core.models.self_attention import LongformerSelfAttention
 
@@ -219,13 +219,7 @@ class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
                     f"document {document} has {end - start} tokens but the encoder has {limit} "
                     "positions; shorten the document or choose a model with more positions"
                 )
-        if layout.num_tokens:
-            low, high = (int(bound) for bound in torch.stack(input_ids.aminmax()).tolist())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ShapeError(
-                    f"input_ids reach from {low} to {high} but the vocabulary holds ids 0 to "
-                    f"{self.config.vocab_size - 1}; use the tokenizer of this model's directory"
-                )
+        check_ids("input_ids", input_ids, self.config.vocab_size)
         states: Tensor = self.led.encoder(input_ids, layout)
         return states
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from longformer_core.config import LongformerConfig
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.layout import Layout
-from longformer_core.models.base import PretrainedModel, activation
-from longformer_core.models.losses import classification_loss, span_loss
+from longformer_core.models.base import PretrainedModel, activation, check_ids
+from longformer_core.models.losses import classification_loss, span_loss, token_loss
 from longformer_core.models.outputs import (
     LongformerBaseModelOutputWithPooling,
     LongformerMaskedLMOutput,
@@ -188,10 +188,10 @@ class LongformerModel(LongformerPreTrainedModel):
         position_ids = position_ids.expand(tokens.shape[:2])
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(slots)
-        _check_range("position_ids", position_ids, self.config.max_position_embeddings)
-        _check_range("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        check_ids("position_ids", position_ids, self.config.max_position_embeddings)
+        check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
         if input_ids is not None:
-            _check_range("input_ids", input_ids, self.config.vocab_size)
+            check_ids("input_ids", input_ids, self.config.vocab_size)
         # Of embeddings every slot may be another.
         first = input_ids if input_ids is not None else torch.arange(slots.numel()).view_as(slots)
         batch = padded_batch(
@@ -252,11 +252,7 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         """
         base = self.longformer(input_ids, **given)
         logits = self.lm_head(base.last_hidden_state)
-        loss = (
-            None
-            if labels is None
-            else functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
-        )
+        loss = None if labels is None else token_loss(logits, labels)
         return LongformerMaskedLMOutput(loss, logits, base.hidden_states)
 
 
@@ -324,11 +320,7 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         """Return logits [B, S, labels], and the loss over labels [B, S] other than -100."""
         base = self.longformer(input_ids, **given)
         logits = self.classifier(self.dropout(base.last_hidden_state))
-        loss = (
-            None
-            if labels is None
-            else functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
-        )
+        loss = None if labels is None else token_loss(logits, labels)
         return LongformerTokenClassifierOutput(loss, logits, base.hidden_states)
 
 
@@ -422,17 +414,6 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         logits = self.classifier(self.dropout(base.pooler_output)).view(-1, choices)
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         return LongformerMultipleChoiceModelOutput(loss, logits, base.hidden_states)
-
-
-def _check_range(name: str, ids: Tensor, limit: int) -> None:
-    if not ids.numel():
-        return
-    low, high = (int(bound) for bound in torch.stack(ids.aminmax()).tolist())
-    if low < 0 or high >= limit:
-        raise ShapeError(
-            f"{name} reach from {low} to {high}; the model knows 0 to {limit - 1}; use the "
-            "tokenizer of this model's directory"
-        )
 
 
 def _first_token(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:

@@ -33,6 +33,11 @@ def classification_loss(config: LongformerConfig, logits: Tensor, labels: Tensor
     return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of logits [B, S, C] over labels [B, S] other than -100."""
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
+
+
 def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
     """Return the cross entropy of one end of a span; positions outside the document are ignored.
 
