@@ -23,7 +23,7 @@ from pipelines.cluster import Cluster, check_visible, connect
 from pipelines.contract import InputEntry, Manifest, ManifestRows, SkippedEntry, TokenCounts
 from pipelines.corpus import Corpus
 from pipelines.errors import BudgetExceeded, PipelineError, Refused, RunFailed
-from pipelines.graph import Resources, build, configure, plan_resources, start_ledger, write
+from pipelines.graph import Resources, build, configure, plan_resources, started_ledger, write
 from pipelines.ledger import Snapshot, Tally
 from pipelines.progress import show_progress
 from pipelines.runs import Run, inspect_run, open_run
@@ -131,13 +131,14 @@ class _Attempt:
             check_visible([self.run.location, self.corpus.root, *self.task.locations()])
             resources = _resources(self.task, self.corpus, options, cluster)
             configure(self.run)
-            ledger = start_ledger(self.max_failed, before.failed)
-            dataset = build(self.task, self.corpus, resources, ledger)
             self._announce(resources, before)
             self.timings["start_s"] = time.monotonic() - started
             started = time.monotonic()
             rows_in = self.corpus.num_rows
-            with show_progress(rows_in, before) as show:
+            with (
+                started_ledger(self.max_failed, before.failed) as ledger,
+                show_progress(rows_in, before) as show,
+            ):
                 self.watch = watch = Watch(
                     self.run,
                     ledger,
@@ -148,7 +149,7 @@ class _Attempt:
                 )
                 try:
                     with watch:
-                        write(dataset, self.run)
+                        write(build(self.task, self.corpus, resources, ledger), self.run)
                 finally:
                     self.total = watch.total
                     self._note_times(watch.snapshot, time.monotonic() - started, resources)

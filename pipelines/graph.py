@@ -6,6 +6,8 @@ The four are separate Ray Data operators on a first run and on a resume. Rows st
 to end, one row per document, so that Ray's row-id checkpoint holds.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +85,24 @@ def _share(num_cpus: float, num_workers: int) -> float:
     return max(0.0, (num_cpus - 2) / num_workers)
 
 
-def start_ledger(max_failed: int, failed_before: int) -> Any:
-    """The ledger lives on the driver's node: it must outlive every worker node."""
+@contextlib.contextmanager
+def started_ledger(max_failed: int, failed_before: int) -> Iterator[Any]:
+    """The ledger lives on the driver's node: it must outlive every worker node.
+
+    Its end is the end of the workers too. Ray Data only lets go of their handles, which after a
+    failure sit in reference cycles: until some later garbage collection the workers would keep
+    their CPUs from the next run in this process, which then waits for them forever.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
-    return actor.remote(max_failed, failed_before)
+    ledger = actor.remote(max_failed, failed_before)
+    try:
+        yield ledger
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            for worker in ray.get(ledger.workers.remote(), timeout=10.0):
+                ray.kill(worker)
+        ray.kill(ledger)
 
 
 def configure(run: Run) -> None:

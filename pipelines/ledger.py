@@ -70,17 +70,22 @@ class Ledger:
         self._given_up: dict[str, set[str]] = {}
         self._num_begun = 0
         self._samples: dict[str, str] = {}
+        self._workers: dict[str, Any] = {}  # handles, under whatever names they gave
         self._loading: dict[str, float] = {}
         self._load_s = 0.0
         self._moved = 0
 
-    def loading(self, worker: str) -> None:
+    def loading(self, worker: str, handle: Any) -> None:
         self._moved += 1
+        self._workers[worker] = handle
         self._loading.setdefault(worker, time.monotonic())
 
     def loaded(self, worker: str) -> None:
         self._moved += 1
         self._load_s += time.monotonic() - self._loading.pop(worker, time.monotonic())
+
+    def workers(self) -> list[Any]:
+        return list(self._workers.values())
 
     def begin(self, block: str) -> Order:
         """A worker starts on a block. A block that is running already lost its worker."""
@@ -134,3 +139,10 @@ def call(actor: Any, method: str, *args: Any) -> Any:
     import ray
 
     return ray.get(getattr(actor, method).remote(*args))
+
+
+def this_actor() -> Any:
+    """The handle of the actor that this code runs in."""
+    import ray
+
+    return ray.get_runtime_context().current_actor

@@ -20,7 +20,7 @@ from longformer_core.errors import LongformerError, NonFiniteError, OutOfMemoryE
 from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
-from pipelines.ledger import Order, Tally, call
+from pipelines.ledger import Order, Tally, call, this_actor
 from pipelines.storage import Location
 
 INPUT_IDS = "__input_ids"
@@ -129,7 +129,7 @@ class Generate:
         self.schema = output_schema(task.columns, kept)
         self.task_columns = task.columns.names
         name = uuid.uuid4().hex
-        call(ledger, "loading", name)
+        call(ledger, "loading", name, this_actor())
         self.worker = task.load_worker(device, num_threads)
         call(ledger, "loaded", name)
         self._told = time.monotonic()

@@ -377,6 +377,16 @@ def test_weights_that_do_not_fit_end_the_run_in_words(
 # --- a full disk ---
 
 
+def all_cpus_free() -> bool:
+    """Soon after its end a run holds nothing of the cluster: the next one needs the CPUs."""
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
     """Mount a disk of this size; False where nobody may mount."""
@@ -443,6 +453,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on_later(
         thread = threading.Thread(target=fill_up, args=(mounted,))
         thread.start()
         assert job(*flags) == 1
+        assert all_cpus_free()
         thread.join()
         problems = told(capsys)
         _, _, problem = problems.partition("error: ")

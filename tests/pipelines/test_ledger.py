@@ -103,7 +103,7 @@ def test_everything_that_happens_moves_the_ledger() -> None:
     ledger = Ledger(5, 0)
     seen = [ledger.snapshot().moved]
     for step in (
-        lambda: ledger.loading("w"),
+        lambda: ledger.loading("w", object()),
         lambda: ledger.loaded("w"),
         lambda: ledger.begin("a"),
         lambda: ledger.alone("a", "x"),
@@ -118,8 +118,10 @@ def test_everything_that_happens_moves_the_ledger() -> None:
 
 def test_loading_is_told() -> None:
     ledger = Ledger(5, 0)
-    ledger.loading("w")
-    ledger.loading("v")
+    handles = [object(), object()]
+    ledger.loading("w", handles[0])
+    ledger.loading("v", handles[1])
+    assert ledger.workers() == handles
     assert ledger.snapshot().num_loading == 2
     ledger.loaded("w")
     ledger.loaded("never heard of")

@@ -95,6 +95,7 @@ def block_of(texts: list[str | None], read_errors: dict[int, str] | None = None)
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """A ledger that is called where it stands, with what it was told."""
     monkeypatch.setattr(stages, "call", lambda actor, method, *a: getattr(actor, method)(*a))
+    monkeypatch.setattr(stages, "this_actor", object)
     return Ledger(max_failed=100, failed_before=0)
 
 
