@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from longformer_core.generation.engine import Engine, Generation, Request
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.location import resolve
-    from longformer_core.models.led import LEDForConditionalGeneration
+    from longformer_core.models.led import (
+        LEDForConditionalGeneration,
+        LEDForQuestionAnswering,
+        LEDForSequenceClassification,
+        LEDModel,
+    )
     from longformer_core.models.longformer import (
         LongformerForMaskedLM,
         LongformerForMultipleChoice,
@@ -44,6 +49,9 @@ __all__ = [
     "GenerationConfig",
     "LEDConfig",
     "LEDForConditionalGeneration",
+    "LEDForQuestionAnswering",
+    "LEDForSequenceClassification",
+    "LEDModel",
     "LEDTokenizer",
     "LEDTokenizerFast",
     "Layout",
@@ -76,6 +84,9 @@ _HOME = {
     "GenerationConfig": "generation.config",
     "LEDConfig": "config",
     "LEDForConditionalGeneration": "models.led",
+    "LEDForQuestionAnswering": "models.led",
+    "LEDForSequenceClassification": "models.led",
+    "LEDModel": "models.led",
     "LEDTokenizer": "tokenizer",
     "LEDTokenizerFast": "tokenizer",
     "Layout": "layout",

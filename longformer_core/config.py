@@ -35,6 +35,9 @@ _GENERATION_KEYS = frozenset({
 })
 # fmt: on
 
+# What a config.json that names no labels means.
+_TWO_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}
+
 PROBLEM_TYPES = (
     "regression",
     "single_label_classification",
@@ -43,7 +46,10 @@ PROBLEM_TYPES = (
 
 
 class PublishedConfig(ABC):
-    """What both families share: unknown names, windows, token ids, `config.json`.
+    """What both families share: unknown names, windows, token ids, labels, `config.json`.
+
+    `num_labels` counts what a classification head tells apart; a config.json says it by the length
+    of `id2label`, which is kept and written back.
 
     Keys of a published config.json that a class does not know are kept in `extra` and written
     back; keys that steer decoding are kept in `generation_defaults` and written back too. Unknown
@@ -63,6 +69,8 @@ class PublishedConfig(ABC):
         vocab_size: int
         eos_token_id: int | list[int] | None
         attention_window: int | list[int]
+        num_labels: int
+        problem_type: str | None
         extra: dict[str, Any]
         generation_defaults: dict[str, Any]
 
@@ -99,6 +107,11 @@ class PublishedConfig(ABC):
             _check_integer(name, getattr(self, name), minimum=1)
         for name in self._probabilities:
             _check_number(name, getattr(self, name), "between 0 and 1", 0.0, 1.0)
+        _check_integer("num_labels", self.num_labels, minimum=1)
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(
+                f"problem_type is {self.problem_type!r}; choose one of {list(PROBLEM_TYPES)}"
+            )
         self._check_structure()
         self._check_token_ids()
         self._windows()
@@ -168,6 +181,9 @@ class PublishedConfig(ABC):
                 f"config.json describes a model of type {model_type!r}; this class reads "
                 f"{cls.model_type!r} only; choose a directory that fits"
             )
+        labels = values.get("id2label")
+        if isinstance(labels, Mapping) and "num_labels" not in values:
+            values = {**values, "num_labels": len(labels)}
         names = cls._own_names()
         known: dict[str, Any] = {}
         extra: dict[str, Any] = {}
@@ -196,10 +212,16 @@ class PublishedConfig(ABC):
         return cls.from_dict(read_json(Path(directory) / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: all fields, generation keys and extra keys."""
+        """Return the content of config.json: all fields, the labels, generation and extra keys."""
         self.check()
         own = {name: getattr(self, name) for name in self._own_names()}
         values = {**self.extra, **self.generation_defaults, **own, "model_type": self.model_type}
+        count = values.pop("num_labels")
+        if count != len(values.get("id2label", _TWO_LABELS)):
+            values["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+            values["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+        if values["problem_type"] is None:
+            del values["problem_type"]
         return dict(sorted(values.items()))
 
     def save_pretrained(
@@ -257,6 +279,8 @@ class LEDConfig(PublishedConfig):
     eos_token_id: int | list[int] | None = 2
     attention_window: int | list[int] = 512
     tie_word_embeddings: bool = True
+    num_labels: int = 2
+    problem_type: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -354,8 +378,6 @@ class LEDConfig(PublishedConfig):
 class LongformerConfig(PublishedConfig):
     """Describe one Longformer model under the published names.
 
-    `num_labels` counts what a classification head tells apart; a config.json says it by the length
-    of `id2label`, which is kept and written back.
     Units: `attention_window` is two-sided and counts tokens; `radii` is one-sided.
         `max_position_embeddings` counts two rows more than the longest document has tokens.
     Raises: ConfigError for unknown names and for values outside their range.
@@ -394,7 +416,6 @@ class LongformerConfig(PublishedConfig):
         "intermediate_size",
         "max_position_embeddings",
         "type_vocab_size",
-        "num_labels",
     )
     _probabilities: ClassVar[tuple[str, ...]] = (
         "hidden_dropout_prob",
@@ -422,10 +443,6 @@ class LongformerConfig(PublishedConfig):
                 f"{self.num_attention_heads}; each head takes an equal share of hidden_size"
             )
         _check_number("layer_norm_eps", self.layer_norm_eps, "above 0", 1e-30, 1.0)
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ConfigError(
-                f"problem_type is {self.problem_type!r}; choose one of {list(PROBLEM_TYPES)}"
-            )
 
     def _token_ids(self) -> dict[str, Iterable[Any]]:
         return {
@@ -434,26 +451,6 @@ class LongformerConfig(PublishedConfig):
             "eos_token_id": self.eos_token_ids,
             "sep_token_id": _present(self.sep_token_id),
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the content of a published config.json; see `PublishedConfig.from_dict`."""
-        labels = values.get("id2label")
-        if isinstance(labels, Mapping) and "num_labels" not in values:
-            values = {**values, "num_labels": len(labels)}
-        # `super()` without arguments does not find its way in a class with slots.
-        return super(LongformerConfig, cls).from_dict(values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: all fields, the labels and extra keys."""
-        values = super(LongformerConfig, self).to_dict()
-        count = values.pop("num_labels")
-        if count != len(values.get("id2label", ())):
-            values["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
-            values["label2id"] = {f"LABEL_{i}": i for i in range(count)}
-        if values["problem_type"] is None:
-            del values["problem_type"]
-        return dict(sorted(values.items()))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def global_attention(
     for index, document in enumerate(documents):
         if index not in outputs and len(document.queries):
             outputs[index] = _projected(document, key, value)
-    return torch.cat([queries.new_zeros(0, d), *(outputs[index] for index in sorted(outputs))])
+    # Of no global token too the result depends on `query`, so that it gets a gradient.
+    return torch.cat([queries[:0].flatten(1), *(outputs[index] for index in sorted(outputs))])
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,9 @@ class Source:
         """Return the memory that the keys and values take."""
         return sum(tensor.nbytes for groups in self._layers for pair in groups for tensor in pair)
 
-    def attend(self, layer: int, q: Tensor, rows_per_document: int) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, rows_per_document: int, *, dropout_p: float = 0.0
+    ) -> Tensor:
         """Let each row attend to all visible tokens of its document.
 
         Shapes: q [R, H, D], the rows of document i from i * rows_per_document; returns [R, H * D].
@@ -213,7 +216,11 @@ class Source:
         for (keys, values), bias in zip(self._layers[layer], self._biases, strict=True):
             rows = q[first : first + len(keys)]
             first += len(keys)
-            outputs.append(scaled_dot_product_attention(rows, keys, values, attn_mask=bias))
+            outputs.append(
+                scaled_dot_product_attention(
+                    rows, keys, values, attn_mask=bias, dropout_p=dropout_p
+                )
+            )
         out = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
         if self._inverse is not None:
             out = out.index_select(0, self._inverse)

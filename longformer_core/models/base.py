@@ -1,13 +1,16 @@
-"""What all models share: initial weights, reading and writing model directories."""
+"""What all models share: initial weights, reading and writing directories, stacks of layers."""
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from longformer_core.checkpoint import load_into, read_state_dict, resolve, write_state_dict
 from longformer_core.config import LEDConfig, LongformerConfig
@@ -54,10 +57,61 @@ def check_ids(name: str, ids: Tensor, limit: int) -> None:
         )
 
 
+class LayerStack(nn.Module):
+    """Layers that run one after another."""
+
+    gradient_checkpointing = False
+
+    def __init__(self, layerdrop: float = 0.0) -> None:
+        """Skip each layer with this probability, in training."""
+        super().__init__()
+        self.layerdrop = layerdrop
+
+    def run(
+        self, layers: nn.ModuleList, states: Tensor, every: list[Tensor] | None, *given: Any
+    ) -> Tensor:
+        """Return the states after all layers; the list gets those before and after each."""
+        for layer in layers:
+            if every is not None:
+                every.append(states)
+            states = self._run_one(layer, states, *given)
+        if every is not None:
+            every.append(states)
+        return states
+
+    def _run_one(self, layer: nn.Module, states: Tensor, *given: Any) -> Tensor:
+        if self.training and self.layerdrop and float(torch.rand(())) < self.layerdrop:
+            return states
+        if self.training and self.gradient_checkpointing:
+            out: Tensor = checkpoint(layer, states, *given, use_reentrant=False)
+        else:
+            out = layer(states, *given)
+        return out
+
+
+# Ends of the state-dict names whose tensors have one entry per token of the vocabulary.
+_VOCABULARY_WEIGHTS = (
+    "word_embeddings.weight",
+    "shared.weight",
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "lm_head.bias",
+    "lm_head.decoder.weight",
+    "lm_head.decoder.bias",
+    "final_logits_bias",
+)
+
+
 class PretrainedModel(nn.Module, Generic[_Config]):
-    """A model that lives in a directory: `config.json` and weights under their published names."""
+    """A model that lives in a directory: `config.json` and weights under their published names.
+
+    Every call takes `return_dict=False`, which returns the output's fields as a tuple.
+    """
 
     config_class: type[_Config]
+    # Under which name a head holds its model.
+    base_model_prefix: ClassVar[str] = ""
+    _forward_names: ClassVar[frozenset[str]]
     # State-dict names that a published checkpoint may lack; they are zeros then.
     _optional_weights: ClassVar[tuple[str, ...]] = ()
 
@@ -65,6 +119,25 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         """Keep the config; subclasses build their modules and then call `init_weights`."""
         super().__init__()
         self.config: _Config = config
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note the names of `forward`, to help with those that it does not have."""
+        super().__init_subclass__(**options)
+        cls._forward_names = frozenset(inspect.signature(cls.forward).parameters) - {"self"}
+
+    def __call__(self, *args: Any, return_dict: bool | None = None, **options: Any) -> Any:
+        """Run `forward`, whose output is a tuple of its fields when `return_dict` is False.
+
+        Raises: TypeError for a name that `forward` does not have.
+        """
+        for name in options:
+            if name not in self._forward_names:
+                raise TypeError(
+                    f"{type(self).__name__} takes no argument {name!r}"
+                    f"{did_you_mean(name, self._forward_names)}"
+                )
+        output = super().__call__(*args, **options)
+        return output.to_tuple() if return_dict is False else output
 
     @property
     def device(self) -> torch.device:
@@ -101,10 +174,101 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         self.config.save_pretrained(directory, architecture=type(self).__name__, dtype=dtype)
         write_state_dict(self, directory)
 
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Return how many numbers the weights hold; tied weights count once."""
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if (p.requires_grad or not only_trainable)
+            and not (exclude_embeddings and id(p) in embeddings)
+        )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep only each layer's input in training and compute the rest again for the gradients.
+
+        Raises: ConfigError when the reentrant form is asked for: it loses gradients of inputs that
+            reach a layer other than by its first argument.
+        """
+        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        if options != {"use_reentrant": False}:
+            raise ConfigError(
+                f"gradient_checkpointing_kwargs are {gradient_checkpointing_kwargs}; only "
+                "{'use_reentrant': False} is available"
+            )
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all of a layer's results in training."""
+        self._set_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Tell whether layers are computed again for the gradients."""
+        return any(isinstance(m, LayerStack) and m.gradient_checkpointing for m in self.modules())
+
+    def _set_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.gradient_checkpointing = value
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings."""
+        raise TypeError(f"{type(self).__name__} has no token embeddings")
+
+    def tie_weights(self) -> None:
+        """Let modules that share a weight by the config share it again."""
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Give the vocabulary another size, and all that depends on it; return the embeddings.
+
+        Tokens that stay keep their weights; new ones draw theirs as at first, with zero biases.
+        The config is replaced by a changed copy.
+        Raises: ConfigError for a size below 1 and when a token id of the config would be cut off.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        old, config = self.config, dataclasses.replace(self.config, vocab_size=size)
+        resized: dict[int, Tensor] = {}
+        for name, tensor in self._vocabulary_weights():
+            if id(tensor) not in resized:
+                resized[id(tensor)] = _resized(tensor, size, config.initializer_range)
+            owner, _, last = name.rpartition(".")
+            module = self.get_submodule(owner)
+            setattr(module, last, resized[id(tensor)])
+            if isinstance(module, nn.Embedding):
+                module.num_embeddings = size
+            elif isinstance(module, nn.Linear):
+                module.out_features = size
+        for module in self.modules():
+            if getattr(module, "config", None) is old:
+                setattr(module, "config", config)  # noqa: B010 - a module's type does not know it
+        return self.get_input_embeddings()
+
+    def _vocabulary_weights(self) -> list[tuple[str, Tensor]]:
+        named: Iterable[tuple[str, Tensor]] = [
+            *self.named_parameters(remove_duplicate=False),
+            *self.named_buffers(),
+        ]
+        return [(name, tensor) for name, tensor in named if name.endswith(_VOCABULARY_WEIGHTS)]
+
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw weights as published: normal, with zero biases and zero padding rows."""
-        for module in self.modules():
+        """Draw weights as published: normal, with zero biases and zero padding rows.
+
+        A model inside this one has drawn its own.
+        """
+        inner = {
+            id(m) for c in self.children() if isinstance(c, PretrainedModel) for m in c.modules()
+        }
+        own = [module for module in self.modules() if id(module) not in inner]
+        for module in own:
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -113,3 +277,18 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
+
+
+def _resized(old: Tensor, size: int, std: float) -> Tensor:
+    """Return a weight [V, d], a bias [V] or [1, V] with another V."""
+    axis = 1 if old.dim() == 2 and len(old) == 1 else 0
+    shape = list(old.shape)
+    shape[axis] = size
+    new = old.new_zeros(shape)
+    if old.dim() == 2 and axis == 0:
+        nn.init.normal_(new, std=std)
+    kept = min(size, old.shape[axis])
+    new.narrow(axis, 0, kept).copy_(old.narrow(axis, 0, kept))
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new

@@ -1,175 +1,99 @@
-"""LED: an encoder with window and global attention, and a decoder that reads its states.
+"""LED under its published classes: write, classify and answer about long documents.
 
-Module and parameter names are the published ones, for checkpoints fit without renaming.
-Shape letters: B documents, T packed tokens, R decoder rows, H heads, D head dimension, d = H * D,
-V vocabulary.
+The forward methods take padded batches, as published code calls them; inside, the source lies
+packed. Generation takes packed batches from the start: `encode`, `source`, `decode_step`.
+Shape letters: B documents, S source slots and N target tokens of a padded batch, T packed tokens,
+R decoder rows, V vocabulary, d hidden size, C labels.
 Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.13461.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longformer_core.attention.rows import Source
 from longformer_core.config import LEDConfig
-from longformer_core.errors import ShapeError, TooLongError
+from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.layout import Layout
-from longformer_core.models.base import PretrainedModel, activation, check_ids
-from longformer_core.models.cache import DecoderCache
-from longformer_core.models.self_attention import LongformerSelfAttention
+from longformer_core.models.base import PretrainedModel, check_ids
+from longformer_core.models.cache import DecoderCache, DecoderPast
+from longformer_core.models.led_layers import (
+    DecoderMaps,
+    LEDDecoder,
+    LEDEncoder,
+    LEDEncoderLayer,
+)
+from longformer_core.models.losses import classification_loss, span_loss, token_loss
+from longformer_core.models.outputs import (
+    LEDEncoderBaseModelOutput,
+    LEDSeq2SeqLMOutput,
+    LEDSeq2SeqModelOutput,
+    LEDSeq2SeqQuestionAnsweringModelOutput,
+    LEDSeq2SeqSequenceClassifierOutput,
+    ModelOutput,
+)
+from longformer_core.models.padded import padded_batch
 
-# Published LED clamps a float16 layer's infinities to this distance from the largest number.
-_HALF_MARGIN = 1000
-
-
-class LEDEncoderAttention(nn.Module):
-    """Self-attention and its output projection."""
-
-    def __init__(self, config: LEDConfig, radius: int) -> None:
-        """Make one layer's attention that looks `radius` tokens either side."""
-        super().__init__()
-        self.longformer_self_attn = LongformerSelfAttention(
-            config.d_model, config.encoder_attention_heads, radius
-        )
-        self.output = nn.Linear(config.d_model, config.d_model)
-
-    def forward(self, states: Tensor, layout: Layout) -> Tensor:
-        """Return [T, d]."""
-        out: Tensor = self.output(self.longformer_self_attn(states, layout))
-        return out
+EncoderOutputs = LEDEncoderBaseModelOutput | tuple[Any, ...]
 
 
-class LEDEncoderLayer(nn.Module):
-    """Attention and feed-forward, each added to its input and normalised after."""
+def shift_tokens_right(input_ids: Tensor, pad_token_id: int | None, start_token_id: int) -> Tensor:
+    """Return ids [B, N] moved one place on, behind the start token; -100 becomes padding.
 
-    def __init__(self, config: LEDConfig, radius: int) -> None:
-        """Make one layer that looks `radius` tokens either side."""
-        super().__init__()
-        self.self_attn = LEDEncoderAttention(config, radius)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.activation = activation(config.activation_function)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model)
-
-    def forward(self, states: Tensor, layout: Layout) -> Tensor:
-        """Return the next states [T, d]."""
-        states = self.self_attn_layer_norm(states + self.self_attn(states, layout))
-        out: Tensor = self.final_layer_norm(states + self.fc2(self.activation(self.fc1(states))))
-        if out.dtype == torch.float16:
-            # Always, not only when an infinity is present: no document may depend on another, and
-            # looking would wait for the device.
-            limit = torch.finfo(out.dtype).max - _HALF_MARGIN
-            out = out.clamp(-limit, limit)
-        return out
+    Raises: ConfigError when there is no padding token.
+    """
+    if pad_token_id is None:
+        raise ConfigError("pad_token_id is None; what a decoder reads needs a padding token")
+    shifted = input_ids.roll(1, -1)
+    shifted[:, :1] = start_token_id
+    return shifted.masked_fill(shifted == -100, pad_token_id)
 
 
-class LEDDecoderAttention(nn.Module):
-    """The four projections of one decoder attention; cache and source hold what it attends to."""
+class LEDPreTrainedModel(PretrainedModel[LEDConfig]):
+    """An LED that lives in a directory."""
 
-    def __init__(self, config: LEDConfig) -> None:
-        """Make the projections, under BART's names."""
-        super().__init__()
-        d = config.d_model
-        self.num_heads = config.decoder_attention_heads
-        self.k_proj = nn.Linear(d, d)
-        self.v_proj = nn.Linear(d, d)
-        self.q_proj = nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
+    config_class = LEDConfig
+    base_model_prefix = "led"
 
-    def heads(self, module: nn.Module, states: Tensor) -> Tensor:
-        """Return `module(states)` [R, d] as [R, H, D]."""
-        out: Tensor = module(states).unflatten(-1, (self.num_heads, -1))
-        return out
+    @property
+    def base(self) -> "LEDModel":
+        """Return the model without its head."""
+        model = getattr(self, "led", self)
+        assert isinstance(model, LEDModel)
+        return model
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings that encoder and decoder share."""
+        return self.base.shared
 
-class LEDDecoderLayer(nn.Module):
-    """Attention to the row's own tokens, attention to the document, feed-forward."""
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        """Use another table of token embeddings; what is tied to it follows."""
+        self.base.shared = embedding
+        self.tie_weights()
 
-    def __init__(self, config: LEDConfig) -> None:
-        """Make one layer."""
-        super().__init__()
-        self.self_attn = LEDDecoderAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.encoder_attn = LEDDecoderAttention(config)
-        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.activation = activation(config.activation_function)
-        self.fc1 = nn.Linear(config.d_model, config.decoder_ffn_dim)
-        self.fc2 = nn.Linear(config.decoder_ffn_dim, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model)
+    def tie_weights(self) -> None:
+        """Let encoder and decoder use the shared embeddings again, if the config ties them."""
+        if self.config.tie_word_embeddings:
+            base = self.base
+            base.encoder.embed_tokens = base.decoder.embed_tokens = base.shared
 
-    def step(
-        self, states: Tensor, index: int, cache: DecoderCache, source: Source, rows: int
-    ) -> Tensor:
-        """Return the next states [R, d] of one new token per row.
+    def get_encoder(self) -> LEDEncoder:
+        """Return the encoder, on packed batches; `LEDModel.encode_padded` takes padded ones."""
+        return self.base.encoder
 
-        index: this layer's number in cache and source; rows: the rows per document.
-        """
-        own = self.self_attn
-        q, k, v = (own.heads(m, states) for m in (own.q_proj, own.k_proj, own.v_proj))
-        out = own.out_proj(cache.attend(index, q, k, v))
-        states = self.self_attn_layer_norm(states + out)
-        cross = self.encoder_attn
-        out = cross.out_proj(source.attend(index, cross.heads(cross.q_proj, states), rows))
-        states = self.encoder_attn_layer_norm(states + out)
-        out = self.fc2(self.activation(self.fc1(states)))
-        last: Tensor = self.final_layer_norm(states + out)
-        return last
+    def get_decoder(self) -> LEDDecoder:
+        """Return the decoder."""
+        return self.base.decoder
 
 
-class LEDEncoder(nn.Module):
-    """Token and position embeddings and the encoder layers."""
-
-    def __init__(self, config: LEDConfig, embed_tokens: nn.Embedding) -> None:
-        """Make the encoder around a (usually shared) token embedding."""
-        super().__init__()
-        d = config.d_model
-        self.embed_tokens = embed_tokens
-        self.embed_positions = nn.Embedding(config.max_encoder_position_embeddings, d)
-        self.layers = nn.ModuleList(LEDEncoderLayer(config, radius) for radius in config.radii)
-        self.layernorm_embedding = nn.LayerNorm(d)
-
-    def forward(self, input_ids: Tensor, layout: Layout) -> Tensor:
-        """Return the states [T, d] of a packed batch."""
-        positions = self.embed_positions(layout.positions)
-        states: Tensor = self.layernorm_embedding(self.embed_tokens(input_ids) + positions)
-        for layer in self.layers:
-            states = layer(states, layout)
-        return states
-
-
-class LEDDecoder(nn.Module):
-    """Token and position embeddings and the decoder layers."""
-
-    def __init__(self, config: LEDConfig, embed_tokens: nn.Embedding) -> None:
-        """Make the decoder around a (usually shared) token embedding."""
-        super().__init__()
-        d = config.d_model
-        self.embed_tokens = embed_tokens
-        self.embed_positions = nn.Embedding(config.max_decoder_position_embeddings, d)
-        self.layers = nn.ModuleList(LEDDecoderLayer(config) for _ in range(config.decoder_layers))
-        self.layernorm_embedding = nn.LayerNorm(d)
-
-    def step(
-        self, token_ids: Tensor, lengths: Tensor, cache: DecoderCache, source: Source, rows: int
-    ) -> Tensor:
-        """Return the last layer's states [R, d] of one new token per row."""
-        cache.begin_step(lengths, rows)
-        positions = self.embed_positions(lengths.to(token_ids.device))
-        states: Tensor = self.layernorm_embedding(self.embed_tokens(token_ids) + positions)
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, LEDDecoderLayer)
-            states = layer.step(states, index, cache, source, rows)
-        return states
-
-
-class LEDModel(nn.Module):
-    """Encoder and decoder over one vocabulary."""
+class LEDModel(LEDPreTrainedModel):
+    """Encoder and decoder over one vocabulary, without a head."""
 
     def __init__(self, config: LEDConfig) -> None:
         """Make both halves; they share the token embedding when the config ties embeddings."""
-        super().__init__()
+        super().__init__(config)
 
         def embedding() -> nn.Embedding:
             return nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
@@ -178,17 +102,230 @@ class LEDModel(nn.Module):
         tied = config.tie_word_embeddings
         self.encoder = LEDEncoder(config, self.shared if tied else embedding())
         self.decoder = LEDDecoder(config, self.shared if tied else embedding())
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        past_key_values: DecoderPast | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqModelOutput:
+        """Return the decoder's states of a padded batch.
+
+        Without ids or embeddings for it the decoder reads `input_ids` moved one place on.
+        `attention_mask` says what encoder and decoder see of the source; a slot that is masked by
+        a negative `global_attention_mask` alone is hidden from the encoder only. Left padding of
+        the source changes nothing. `past_key_values` holds targets' earlier tokens and their
+        source; without `encoder_outputs` the source is not read again.
+        Shapes: ids and masks [B, S] and [B, N], `decoder_attention_mask` [B, held + N];
+            embeddings [B, S, d] and [B, N, d].
+        Raises: ShapeError for inputs that do not fit one another; TooLongError for more tokens than
+            positions.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._shifted_source(input_ids)
+        encoded: EncoderOutputs = encoder_outputs or LEDEncoderBaseModelOutput()
+        if encoder_outputs is None and past_key_values is None:
+            encoded = self.encode_padded(
+                input_ids,
+                attention_mask,
+                global_attention_mask,
+                inputs_embeds,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
+        if not isinstance(encoded, ModelOutput):
+            encoded = LEDEncoderBaseModelOutput(*encoded)
+        return self._decode(
+            encoded,
+            attention_mask,
+            _one_of(decoder_input_ids, decoder_inputs_embeds, "decoder_input"),
+            decoder_attention_mask,
+            past_key_values,
+            use_cache=self.config.use_cache if use_cache is None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+
+    def encode_padded(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDEncoderBaseModelOutput:
+        """Return the encoder's states of a padded batch; see `forward`."""
+        tokens = _one_of(input_ids, inputs_embeds, "input")
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.vocab_size)
+        positions = self._source_positions(tokens, attention_mask)
+        slots = torch.arange(positions.numel(), device=tokens.device).view_as(positions)
+        is_seen = torch.ones_like(slots) if attention_mask is None else attention_mask.ne(0)
+        # Nothing looks at padding, so all of it may be of one kind.
+        first = (slots if input_ids is None else input_ids) * is_seen
+        batch = padded_batch([first, positions * is_seen], attention_mask, global_attention_mask)
+        words = batch.pack(tokens)
+        if input_ids is not None:
+            words = self.encoder.embed_tokens(words)
+        every: list[Tensor] | None = [] if output_attentions or output_hidden_states else None
+        last = self.encoder(words, batch.pack(positions), batch.layout, every)
+        output = LEDEncoderBaseModelOutput(batch.unpack(last))
+        if output_hidden_states and every is not None:
+            output.hidden_states = tuple(map(batch.unpack, every))
+        if output_attentions and every is not None:
+            maps = [
+                layer.self_attn.longformer_self_attn.probabilities(states, batch.layout)
+                for layer, states in zip(self.encoder.layers, every, strict=False)
+                if isinstance(layer, LEDEncoderLayer)
+            ]
+            output.attentions = batch.unpack_maps(local for local, _ in maps)
+            output.global_attentions = batch.unpack_maps(from_global for _, from_global in maps)
+        return output
+
+    def _source_positions(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return positions [B, S], counted from each document's first slot that is not padding."""
+        batch_size, num_slots = tokens.shape[:2]
+        count = torch.arange(num_slots, device=tokens.device).expand(batch_size, num_slots)
+        if attention_mask is not None and num_slots:
+            if attention_mask.shape != count.shape:
+                raise ShapeError(
+                    f"attention_mask has shape {list(attention_mask.shape)}; the tokens have "
+                    f"{list(count.shape)}"
+                )
+            is_seen = attention_mask.ne(0)
+            count = ((count - is_seen.int().argmax(1, keepdim=True)) * is_seen).clamp(min=0)
+        limit = self.config.max_encoder_position_embeddings
+        longest = int(count.max()) + 1 if count.numel() else 0
+        if longest > limit:
+            raise TooLongError(
+                f"a document has {longest} tokens but the encoder has {limit} positions; shorten "
+                "the document or choose a model with more positions"
+            )
+        return count
+
+    def _shifted_source(self, input_ids: Tensor | None) -> Tensor:
+        if input_ids is None:
+            raise ShapeError(
+                "there is nothing for the decoder to read; give decoder_input_ids, "
+                "decoder_inputs_embeds or labels beside inputs_embeds or encoder_outputs"
+            )
+        limit = self.config.max_decoder_position_embeddings
+        if input_ids.shape[1] > limit:
+            raise TooLongError(
+                f"without decoder_input_ids the decoder reads the source, whose "
+                f"{input_ids.shape[1]} tokens are more than its {limit} positions (the encoder has "
+                f"{self.config.max_encoder_position_embeddings}); give decoder_input_ids"
+            )
+        return shift_tokens_right(
+            input_ids, self.config.pad_token_id, self.config.decoder_start_token_id
+        )
+
+    def _decode(
+        self,
+        encoded: LEDEncoderBaseModelOutput,
+        attention_mask: Tensor | None,
+        tokens: Tensor,
+        mask: Tensor | None,
+        past: DecoderPast | None,
+        *,
+        use_cache: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> LEDSeq2SeqModelOutput:
+        batch_size, num_new = tokens.shape[:2]
+        encoder_states = encoded.last_hidden_state
+        if past is None:
+            assert encoder_states is not None
+            past = DecoderPast(self._source_of(encoder_states, attention_mask), batch_size)
+        limit = self.config.max_decoder_position_embeddings
+        if past.length + num_new > limit:
+            raise TooLongError(
+                f"targets of {past.length + num_new} tokens but the decoder has {limit} positions; "
+                "ask for shorter outputs"
+            )
+        if tokens.dim() == 2:
+            check_ids("decoder_input_ids", tokens, self.config.vocab_size)
+            tokens = self.decoder.embed_tokens(tokens)
+        keep = use_cache and not (self.training and self.is_gradient_checkpointing)
+        start = past.length
+        dropout_p = self.config.attention_dropout if self.training else 0.0
+        view = past.view(num_new, mask, keep=keep, dropout_p=dropout_p)
+        positions = torch.arange(start, start + num_new, device=tokens.device).repeat(batch_size)
+        every: list[Tensor] | None = [] if output_hidden_states else None
+        maps = None
+        if output_attentions and encoder_states is not None:
+            is_visible = torch.ones(encoder_states.shape[:2], dtype=torch.bool)
+            if attention_mask is not None:
+                is_visible = attention_mask.ne(0)
+            maps = DecoderMaps(encoder_states, is_visible.to(tokens.device))
+            view.maps = maps.own
+        last = self.decoder(
+            tokens.flatten(0, 1), positions, view, past.source, num_new, every, maps
+        )
+
+        def padded(states: Tensor) -> Tensor:
+            return states.view(batch_size, num_new, -1)
+
+        return LEDSeq2SeqModelOutput(
+            last_hidden_state=padded(last),
+            past_key_values=past if keep else None,
+            decoder_hidden_states=None if every is None else tuple(map(padded, every)),
+            decoder_attentions=None if maps is None else tuple(maps.own),
+            cross_attentions=None if maps is None else tuple(maps.cross),
+            encoder_last_hidden_state=encoder_states,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            encoder_global_attentions=encoded.global_attentions,
+        )
+
+    def _source_of(self, states: Tensor, attention_mask: Tensor | None) -> Source:
+        """Pack what the decoder may attend to of padded states [B, S, d]."""
+        batch_size, num_slots = states.shape[:2]
+        if attention_mask is None:
+            lengths = [num_slots] * batch_size
+            return self.decoder.source(
+                states.flatten(0, 1), Layout.from_lengths(lengths, device=states.device)
+            )
+        is_visible = attention_mask.to(states.device).ne(0)
+        lengths = is_visible.sum(1).tolist()
+        return self.decoder.source(
+            states[is_visible], Layout.from_lengths(lengths, device=states.device)
+        )
 
 
-class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
+def _one_of(ids: Tensor | None, embeds: Tensor | None, name: str) -> Tensor:
+    """Return ids [B, N] or embeddings [B, N, d], whichever is given."""
+    tokens = embeds if ids is None else ids
+    if tokens is None or (ids is not None and embeds is not None):
+        raise ShapeError(f"give either {name}_ids or {name}s_embeds, and only one of them")
+    return tokens
+
+
+def _without_states(output: LEDSeq2SeqModelOutput) -> dict[str, Any]:
+    """Return what a head passes on: all fields but the decoder's states."""
+    return {name: value for name, value in output.items() if name != "last_hidden_state"}
+
+
+class LEDForConditionalGeneration(LEDPreTrainedModel):
     """Write a text about a long document: encode it once, then decode token by token.
 
-    `encode` and `source` run once per packed batch; `new_cache` and `decode_step` drive any search.
-    Dropout is never applied by these methods.
+    `forward` is the published padded interface, for training and scoring. For generation `encode`
+    and `source` run once per packed batch; `new_cache` and `decode_step` drive any search.
     """
 
     final_logits_bias: Tensor
-    config_class = LEDConfig
     _optional_weights = ("final_logits_bias",)
 
     def __init__(self, config: LEDConfig) -> None:
@@ -197,9 +334,60 @@ class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
         self.led = LEDModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.led.shared.weight
+        self.tie_weights()
         self.init_weights()
+
+    def tie_weights(self) -> None:
+        """Let embeddings and output projection share their weight again, if the config ties."""
+        super().tie_weights()
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.led.shared.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        past_key_values: DecoderPast | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqLMOutput:
+        """Return logits [B, N, V], and the loss over labels [B, N] other than -100.
+
+        Given labels, the decoder reads them moved one place on unless it is given something else,
+        and nothing is cached. The other arguments are those of `LEDModel.forward`.
+        Raises: as `LEDModel.forward`; ShapeError for a label where `decoder_attention_mask` is 0.
+        """
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = shift_tokens_right(
+                    labels, self.config.pad_token_id, self.config.decoder_start_token_id
+                )
+        output: LEDSeq2SeqModelOutput = self.led(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            global_attention_mask,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        logits = self.lm_head(output.last_hidden_state) + self.final_logits_bias
+        loss = None if labels is None else token_loss(logits, labels, decoder_attention_mask)
+        return LEDSeq2SeqLMOutput(loss=loss, logits=logits, **_without_states(output))
 
     def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
         """Return the encoder's states [T, d] of packed documents [T].
@@ -220,14 +408,13 @@ class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
                     "positions; shorten the document or choose a model with more positions"
                 )
         check_ids("input_ids", input_ids, self.config.vocab_size)
-        states: Tensor = self.led.encoder(input_ids, layout)
+        encoder = self.led.encoder
+        states: Tensor = encoder(encoder.embed_tokens(input_ids), layout.positions, layout)
         return states
 
     def source(self, states: Tensor, layout: Layout) -> Source:
         """Prepare what decoding needs of the encoded documents, each once whatever its beams."""
-        layers = [layer for layer in self.led.decoder.layers if isinstance(layer, LEDDecoderLayer)]
-        projections = [(layer.encoder_attn.k_proj, layer.encoder_attn.v_proj) for layer in layers]
-        return Source(states, layout, projections, self.config.decoder_attention_heads)
+        return self.led.decoder.source(states, layout)
 
     def new_cache(self, num_rows: int, max_length: int) -> DecoderCache:
         """Return an empty cache for rows of at most `max_length` tokens, the start token included.
@@ -266,6 +453,160 @@ class LEDForConditionalGeneration(PretrainedModel[LEDConfig]):
             differ. They are read on the host: kept on the CPU, nothing waits for the device.
         Raises: ShapeError when rows, cache and source do not fit together.
         """
-        states = self.led.decoder.step(token_ids, lengths, cache, source, rows_per_document)
+        cache.begin_step(lengths, rows_per_document)
+        decoder = self.led.decoder
+        words = decoder.embed_tokens(token_ids)
+        positions = lengths.to(token_ids.device)
+        states = decoder(words, positions, cache, source, rows_per_document)
         logits: Tensor = self.lm_head(states) + self.final_logits_bias
         return logits.float()
+
+
+class LEDClassificationHead(nn.Module):
+    """One state of each document to logits."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the two projections."""
+        super().__init__()
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.d_model, config.num_labels)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return [B, C] of [B, d]."""
+        inner = torch.tanh(self.dense(self.dropout(states)))
+        out: Tensor = self.out_proj(self.dropout(inner))
+        return out
+
+
+class LEDForSequenceClassification(LEDPreTrainedModel):
+    """Classify documents by the decoder's state at the last `</s>`, or score them."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.led = LEDModel(config)
+        self.classification_head = LEDClassificationHead(config)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqSequenceClassifierOutput:
+        """Return logits [B, C].
+
+        The state is the one at the last `</s>` of `input_ids` when the decoder reads the source,
+        and otherwise at the last token that `decoder_attention_mask` leaves.
+        Shapes: labels [B] of classes or values, or [B, C] of 0.0 and 1.0.
+        Raises: as `LEDModel.forward`; ShapeError when a row has no `</s>`.
+        """
+        output: LEDSeq2SeqModelOutput = self.led(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            global_attention_mask,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if labels is not None else use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        states = output.last_hidden_state
+        assert states is not None
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            assert input_ids is not None
+            last = _last(self._is_end(input_ids), "the end token")
+        elif decoder_attention_mask is not None:
+            last = _last(decoder_attention_mask.ne(0), "a token that decoder_attention_mask leaves")
+        else:
+            last = torch.full((len(states),), states.shape[1] - 1)
+        rows = torch.arange(len(states), device=states.device)
+        logits = self.classification_head(states[rows, last.to(states.device)])
+        loss = None if labels is None else classification_loss(self.config, logits, labels)
+        return LEDSeq2SeqSequenceClassifierOutput(
+            loss=loss, logits=logits, **_without_states(output)
+        )
+
+    def _is_end(self, input_ids: Tensor) -> Tensor:
+        ends = torch.tensor(self.config.eos_token_ids, device=input_ids.device)
+        return torch.isin(input_ids, ends)
+
+
+def _last(flags: Tensor, what: str) -> Tensor:
+    """Return the last position [B] of each row where [B, N] is true."""
+    if not bool(flags.any(1).all()):
+        raise ShapeError(f"a row does not contain {what}, so there is no state to classify")
+    count = torch.arange(flags.shape[1], device=flags.device)
+    return (flags * count).amax(1)
+
+
+class LEDForQuestionAnswering(LEDPreTrainedModel):
+    """Find a span of the text that the decoder reads."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.led = LEDModel(config)
+        self.qa_outputs = nn.Linear(config.d_model, 2)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqQuestionAnsweringModelOutput:
+        """Return start and end logits [B, N] over the tokens that the decoder reads.
+
+        Shapes: start_positions, end_positions [B]; a position outside the text is ignored.
+        Raises: as `LEDModel.forward`.
+        """
+        asked = start_positions is not None and end_positions is not None
+        output: LEDSeq2SeqModelOutput = self.led(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            global_attention_mask,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if asked else use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        start, end = self.qa_outputs(output.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
+        return LEDSeq2SeqQuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start.contiguous(),
+            end_logits=end.contiguous(),
+            **_without_states(output),
+        )

@@ -15,7 +15,7 @@ from torch.nn import functional
 from longformer_core.config import LongformerConfig
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.layout import Layout
-from longformer_core.models.base import PretrainedModel, activation, check_ids
+from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
 from longformer_core.models.losses import classification_loss, span_loss, token_loss
 from longformer_core.models.outputs import (
     LongformerBaseModelOutputWithPooling,
@@ -109,8 +109,14 @@ class LongformerLayer(nn.Module):
         out: Tensor = self.output(self.activation(self.intermediate["dense"](states)), states)
         return out
 
+    def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return what `LongformerSelfAttention.probabilities` makes of this layer's input."""
+        attention = self.attention["self"]
+        assert isinstance(attention, LongformerSelfAttention)
+        return attention.probabilities(states, layout)
 
-class LongformerEncoder(nn.Module):
+
+class LongformerEncoder(LayerStack):
     """The layers."""
 
     def __init__(self, config: LongformerConfig) -> None:
@@ -118,12 +124,9 @@ class LongformerEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(LongformerLayer(config, radius) for radius in config.radii)
 
-    def forward(self, states: Tensor, layout: Layout) -> list[Tensor]:
-        """Return the states [T, d] before the first layer and after each."""
-        every = [states]
-        for layer in self.layer:
-            every.append(layer(every[-1], layout))
-        return every
+    def forward(self, states: Tensor, layout: Layout, every: list[Tensor] | None = None) -> Tensor:
+        """Return the states [T, d] after the last layer; the list gets those of all layers."""
+        return self.run(self.layer, states, every, layout)
 
 
 class LongformerPooler(nn.Module):
@@ -143,6 +146,23 @@ class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
     """A Longformer that lives in a directory."""
 
     config_class = LongformerConfig
+    base_model_prefix = "longformer"
+
+    @property
+    def base(self) -> "LongformerModel":
+        """Return the model without its head."""
+        model = getattr(self, "longformer", self)
+        assert isinstance(model, LongformerModel)
+        return model
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings."""
+        return self.base.embeddings.word_embeddings
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        """Use another table of token embeddings; what is tied to it follows."""
+        self.base.embeddings.word_embeddings = embedding
+        self.tie_weights()
 
 
 class LongformerModel(LongformerPreTrainedModel):
@@ -164,11 +184,12 @@ class LongformerModel(LongformerPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        *,
+        output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> LongformerBaseModelOutputWithPooling:
         """Return the states of a padded batch; see `padded_batch` for the masks.
 
+        Attention probabilities are those before dropout, without gradients.
         Shapes: ids, masks, types and positions [B, S]; inputs_embeds [B, S, d].
         Raises: ShapeError unless exactly one of ids and embeddings is given, and when shapes or
             ids do not fit; TooLongError for a document with more tokens than positions;
@@ -204,13 +225,23 @@ class LongformerModel(LongformerPreTrainedModel):
         else:
             words = batch.pack(inputs_embeds)
         states = self.embeddings(words, batch.pack(position_ids), batch.pack(token_type_ids))
-        every = self.encoder(states, batch.layout)
-        last = batch.unpack(every[-1])
-        return LongformerBaseModelOutputWithPooling(
+        every: list[Tensor] | None = [] if output_attentions or output_hidden_states else None
+        last = batch.unpack(self.encoder(states, batch.layout, every))
+        output = LongformerBaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=None if self.pooler is None else self.pooler(last),
-            hidden_states=tuple(map(batch.unpack, every)) if output_hidden_states else None,
         )
+        if output_hidden_states and every is not None:
+            output.hidden_states = tuple(map(batch.unpack, every))
+        if output_attentions and every is not None:
+            maps = [
+                layer.probabilities(states, batch.layout)
+                for layer, states in zip(self.encoder.layer, every, strict=False)
+                if isinstance(layer, LongformerLayer)
+            ]
+            output.attentions = batch.unpack_maps(local for local, _ in maps)
+            output.global_attentions = batch.unpack_maps(from_global for _, from_global in maps)
+        return output
 
 
 class LongformerLMHead(nn.Module):
@@ -239,21 +270,44 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
         self.lm_head = LongformerLMHead(config)
-        if config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.longformer.embeddings.word_embeddings.weight
+        self.tie_weights()
         self.init_weights()
 
+    def tie_weights(self) -> None:
+        """Let embeddings and output projection share their weight again, if the config ties."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.decoder.weight = self.longformer.embeddings.word_embeddings.weight
+
     def forward(
-        self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **given: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> LongformerMaskedLMOutput:
         """Return logits [B, S, V], and the loss over labels [B, S] other than -100.
 
         The other arguments are those of `LongformerModel.forward`.
+        Raises: as there; ShapeError for a label where `attention_mask` is 0.
         """
-        base = self.longformer(input_ids, **given)
+        base = self.longformer(
+            input_ids,
+            attention_mask,
+            global_attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.lm_head(base.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels)
-        return LongformerMaskedLMOutput(loss, logits, base.hidden_states)
+        loss = None if labels is None else token_loss(logits, labels, attention_mask)
+        return LongformerMaskedLMOutput(loss, logits, **_of_encoder(base))
 
 
 class LongformerClassificationHead(nn.Module):
@@ -286,21 +340,34 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        *,
+        attention_mask: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **given: Any,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> LongformerSequenceClassifierOutput:
         """Return logits [B, labels]; without a global mask the first token is global.
 
         Shapes: labels [B] of classes or values, or [B, labels] of 0.0 and 1.0.
         """
         if global_attention_mask is None:
-            global_attention_mask = _first_token(input_ids, given.get("inputs_embeds"))
-        base = self.longformer(input_ids, global_attention_mask=global_attention_mask, **given)
+            global_attention_mask = _first_token(input_ids, inputs_embeds)
+        base = self.longformer(
+            input_ids,
+            attention_mask,
+            global_attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.classifier(base.last_hidden_state)
         loss = None if labels is None else classification_loss(self.config, logits, labels)
-        return LongformerSequenceClassifierOutput(loss, logits, base.hidden_states)
+        return LongformerSequenceClassifierOutput(loss, logits, **_of_encoder(base))
 
 
 class LongformerForTokenClassification(LongformerPreTrainedModel):
@@ -315,13 +382,34 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         self.init_weights()
 
     def forward(
-        self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **given: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> LongformerTokenClassifierOutput:
-        """Return logits [B, S, labels], and the loss over labels [B, S] other than -100."""
-        base = self.longformer(input_ids, **given)
+        """Return logits [B, S, labels], and the loss over labels [B, S] other than -100.
+
+        Raises: as `LongformerModel.forward`; ShapeError for a label where `attention_mask` is 0.
+        """
+        base = self.longformer(
+            input_ids,
+            attention_mask,
+            global_attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.classifier(self.dropout(base.last_hidden_state))
-        loss = None if labels is None else token_loss(logits, labels)
-        return LongformerTokenClassifierOutput(loss, logits, base.hidden_states)
+        loss = None if labels is None else token_loss(logits, labels, attention_mask)
+        return LongformerTokenClassifierOutput(loss, logits, **_of_encoder(base))
 
 
 class LongformerForQuestionAnswering(LongformerPreTrainedModel):
@@ -337,11 +425,15 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        *,
+        attention_mask: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **given: Any,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> LongformerQuestionAnsweringModelOutput:
         """Return start and end logits [B, S]; without a global mask the question is global.
 
@@ -353,13 +445,22 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
             ends = _first_separators(input_ids, self.config.sep_token_id)
             count = torch.arange(input_ids.shape[1], device=input_ids.device)
             global_attention_mask = (count < ends[:, None]).long()
-        base = self.longformer(input_ids, global_attention_mask=global_attention_mask, **given)
+        base = self.longformer(
+            input_ids,
+            attention_mask,
+            global_attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
         start, end = self.qa_outputs(base.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
         return LongformerQuestionAnsweringModelOutput(
-            loss, start.contiguous(), end.contiguous(), base.hidden_states
+            loss, start.contiguous(), end.contiguous(), **_of_encoder(base)
         )
 
 
@@ -383,7 +484,7 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        *,
+        output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> LongformerMultipleChoiceModelOutput:
         """Return logits [B, choices]; without a global mask the choice's own text is global.
@@ -395,25 +496,35 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             raise ShapeError("give either input_ids or inputs_embeds, and only one of them")
         choices = tokens.shape[1]
         if global_attention_mask is None and input_ids is not None:
-            flat = input_ids.flatten(0, 1)
-            ends = _first_separators(flat, self.config.sep_token_id)
-            count = torch.arange(flat.shape[1], device=flat.device)
+            ends = _first_separators(input_ids.flatten(0, 1), self.config.sep_token_id)
+            count = torch.arange(input_ids.shape[2], device=input_ids.device)
             global_attention_mask = (count > ends[:, None] + 1).long().view_as(input_ids)
-        given = {
-            "attention_mask": attention_mask,
-            "global_attention_mask": global_attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
+        flat = [
+            None if given is None else given.flatten(0, 1)
+            for given in (
+                input_ids,
+                attention_mask,
+                global_attention_mask,
+                token_type_ids,
+                position_ids,
+                inputs_embeds,
+            )
+        ]
         base = self.longformer(
-            None if input_ids is None else input_ids.flatten(0, 1),
-            output_hidden_states=output_hidden_states,
-            **{name: None if t is None else t.flatten(0, 1) for name, t in given.items()},
+            *flat, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
         logits = self.classifier(self.dropout(base.pooler_output)).view(-1, choices)
         loss = None if labels is None else functional.cross_entropy(logits, labels)
-        return LongformerMultipleChoiceModelOutput(loss, logits, base.hidden_states)
+        return LongformerMultipleChoiceModelOutput(loss, logits, **_of_encoder(base))
+
+
+def _of_encoder(base: LongformerBaseModelOutputWithPooling) -> dict[str, Any]:
+    """Return what a head passes on."""
+    return {
+        "hidden_states": base.hidden_states,
+        "attentions": base.attentions,
+        "global_attentions": base.global_attentions,
+    }
 
 
 def _first_token(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:

@@ -1,16 +1,21 @@
 """The published losses of the heads.
 
-Shape letters: B documents, C labels, S slots.
+Shape letters: B documents, C labels, S tokens.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longformer_core.config import LongformerConfig
+from longformer_core.config import LEDConfig, LongformerConfig
+from longformer_core.errors import ShapeError
+
+_IGNORED = -100
 
 
-def classification_loss(config: LongformerConfig, logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(
+    config: LEDConfig | LongformerConfig, logits: Tensor, labels: Tensor
+) -> Tensor:
     """Return the loss of documents' logits [B, C] by the kind of problem.
 
     `config.problem_type` decides; when it is None, one label means regression (mean squared error),
@@ -33,8 +38,19 @@ def classification_loss(config: LongformerConfig, logits: Tensor, labels: Tensor
     return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of logits [B, S, C] over labels [B, S] other than -100."""
+def token_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the cross entropy of logits [B, S, C] over labels [B, S] other than -100.
+
+    Raises: ShapeError for another label where the mask [B, S] is 0: nobody means to learn that.
+    """
+    if mask is not None and mask.shape == labels.shape:
+        wrong = (labels.ne(_IGNORED) & mask.to(labels.device).eq(0)).nonzero()
+        if len(wrong):
+            row, position = wrong[0].tolist()
+            raise ShapeError(
+                f"row {row} has label {int(labels[row, position])} at position {position}, which "
+                f"is masked; labels of masked tokens must be {_IGNORED}"
+            )
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
 
 

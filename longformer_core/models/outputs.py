@@ -1,6 +1,11 @@
 """What the models of the published interface return.
 
-Shape letters: B documents, S tokens of the longest, d hidden size, V vocabulary, C labels.
+Shape letters: B documents, S tokens of the longest, N tokens of the longest target, d hidden size,
+H heads, V vocabulary, C labels, x most global tokens of a document, w window of a layer.
+`hidden_states` are layers + 1 of [B, S, d], `attentions` one of [B, H, S, x + w + 1] per layer (to
+the global tokens, then to the window around the token) and `global_attentions` one of [B, H, S, x]
+per layer (from the global tokens); of LED's decoder `decoder_attentions` are [B, H, N, N] and
+`cross_attentions` [B, H, N, S] per layer. A field that was not asked for is None.
 Source: transformers 5.23, names and order of the fields.
 """
 
@@ -9,6 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+
+from longformer_core.models.cache import DecoderPast
 
 
 @dataclass
@@ -49,55 +56,151 @@ class ModelOutput:
 
 
 @dataclass
+class LongformerBaseModelOutput(ModelOutput):
+    """last_hidden_state [B, S, d]."""
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
 class LongformerBaseModelOutputWithPooling(ModelOutput):
-    """last_hidden_state [B, S, d]; pooler_output [B, d]; hidden_states, layers + 1 of [B, S, d]."""
+    """last_hidden_state [B, S, d]; pooler_output [B, d]."""
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class LongformerMaskedLMOutput(ModelOutput):
-    """loss []; logits [B, S, V]; hidden_states, layers + 1 of [B, S, d]."""
+    """loss []; logits [B, S, V]."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class LongformerSequenceClassifierOutput(ModelOutput):
-    """loss []; logits [B, C]; hidden_states, layers + 1 of [B, S, d]."""
+    """loss []; logits [B, C]."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class LongformerTokenClassifierOutput(ModelOutput):
-    """loss []; logits [B, S, C]; hidden_states, layers + 1 of [B, S, d]."""
+    """loss []; logits [B, S, C]."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class LongformerMultipleChoiceModelOutput(ModelOutput):
-    """loss []; logits [B, choices]; hidden_states, layers + 1 of [B * choices, S, d]."""
+    """loss []; logits [B, choices]; the others of B * choices documents."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class LongformerQuestionAnsweringModelOutput(ModelOutput):
-    """loss []; start_logits, end_logits [B, S]; hidden_states, layers + 1 of [B, S, d]."""
+    """loss []; start_logits, end_logits [B, S]."""
 
     loss: Tensor | None = None
     start_logits: Tensor | None = None
     end_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LEDEncoderBaseModelOutput(ModelOutput):
+    """last_hidden_state [B, S, d]."""
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LEDSeq2SeqModelOutput(ModelOutput):
+    """last_hidden_state [B, N, d] of the decoder."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: DecoderPast | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LEDSeq2SeqLMOutput(ModelOutput):
+    """loss []; logits [B, N, V]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: DecoderPast | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LEDSeq2SeqSequenceClassifierOutput(ModelOutput):
+    """loss []; logits [B, C]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: DecoderPast | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_global_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LEDSeq2SeqQuestionAnsweringModelOutput(ModelOutput):
+    """loss []; start_logits, end_logits [B, N]."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    past_key_values: DecoderPast | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_global_attentions: tuple[Tensor, ...] | None = None

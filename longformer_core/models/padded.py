@@ -3,7 +3,7 @@
 Shape letters: B documents, S slots of each, T packed tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,11 @@ class PaddedBatch:
             packed = packed.index_select(0, self.answer)
         return packed.view(self.batch_size, self.num_slots, *packed.shape[1:])
 
+    def unpack_maps(self, maps: Iterable[Tensor]) -> tuple[Tensor, ...] | None:
+        """Return [B, H, S, x] of each packed [T, H, x]; None when x is 0."""
+        unpacked = tuple(self.unpack(packed).transpose(1, 2) for packed in maps)
+        return unpacked if unpacked and unpacked[0].shape[-1] else None
+
 
 def padded_batch(
     features: Sequence[Tensor],
@@ -48,10 +53,10 @@ def padded_batch(
 
     A slot is masked where `attention_mask` is 0 or `global_attention_mask` is negative (the
     tokenizer's padding), and global where it is not masked and either mask says so (2 in
-    `attention_mask`, above 0 in `global_attention_mask`). A masked slot before a document's last
-    token keeps its place, for distances count it. Those after it attend to nothing and nothing
-    attends to them, so their states follow from their features alone: one of each kind is packed,
-    in a document of its own, and answers for all of them.
+    `attention_mask`, above 0 in `global_attention_mask`). A masked slot between a document's first
+    and last token keeps its place, for distances count it. Those around it attend to nothing and
+    nothing attends to them, so their states follow from their features alone: one of each kind is
+    packed, in a document of its own, and answers for all of them.
     Shapes: features, all that the first states depend on, and both masks [B, S]; a mask may have
         any dtype, None stands for all ones and for all zeros.
     Raises: ShapeError when a shape is another.
@@ -67,28 +72,30 @@ def padded_batch(
     if global_attention_mask is not None:
         kind = kind * (global_attention_mask.detach().to("cpu", torch.int64) + 1)
     batch_size, num_slots = shape
-    count = torch.arange(1, num_slots + 1)
-    lengths = ((kind > 0) * count).amax(1).tolist() if num_slots else [0] * batch_size
-    is_packed = count[None] <= torch.tensor(lengths)[:, None]
-    valid, global_positions = kind[is_packed] > 0, [row.nonzero()[:, 0] for row in kind > 1]
-    if all(length == num_slots for length in lengths):
-        layout = Layout.from_lengths(lengths, _lists(global_positions), valid, device=device)
+    count = torch.arange(num_slots)
+    is_token = kind > 0
+    ends = ((is_token * (count + 1)).amax(1) if num_slots else count.new_zeros(batch_size))[:, None]
+    starts = (is_token.int().argmax(1) if num_slots else count.new_zeros(batch_size))[:, None]
+    is_packed = (count >= starts) & (count < ends)
+    lengths = (ends - starts)[:, 0].tolist()
+    valid = is_token[is_packed]
+    chosen = [
+        (row.nonzero()[:, 0] - start).tolist() for row, start in zip(kind > 1, starts, strict=True)
+    ]
+    if bool(is_packed.all()):
+        layout = Layout.from_lengths(lengths, chosen, valid, device=device)
         return PaddedBatch(batch_size, num_slots, layout, None, None)
     slots, rest = (flags.flatten().nonzero()[:, 0].to(device) for flags in (is_packed, ~is_packed))
     rows = torch.stack([feature.flatten()[rest] for feature in features], 1)
     kinds, which = torch.unique(rows, dim=0, return_inverse=True)
-    chosen = rest.new_empty(len(kinds)).scatter_(0, which, rest)
+    models = rest.new_empty(len(kinds)).scatter_(0, which, rest)
     answer = rest.new_empty(batch_size * num_slots)
     answer[slots] = torch.arange(len(slots), device=device)
     answer[rest] = len(slots) + which
     layout = Layout.from_lengths(
         [*lengths, len(kinds)],
-        [*_lists(global_positions), []],
+        [*chosen, []],
         torch.cat([valid, valid.new_zeros(len(kinds))]),
         device=device,
     )
-    return PaddedBatch(batch_size, num_slots, layout, torch.cat([slots, chosen]), answer)
-
-
-def _lists(indices: Sequence[Tensor]) -> list[list[int]]:
-    return [index.tolist() for index in indices]
+    return PaddedBatch(batch_size, num_slots, layout, torch.cat([slots, models]), answer)

@@ -1,10 +1,12 @@
 """The self-attention of both families' encoders, under its published parameter names.
 
-Shape letters: T packed tokens, d hidden size.
+Shape letters: T packed tokens, G global ones, H heads, D head dimension, d = H * D hidden size.
 """
 
+import torch
 from torch import Tensor, nn
 
+from longformer_core.attention.probabilities import banded_probabilities, global_probabilities
 from longformer_core.attention.rows import global_attention
 from longformer_core.attention.window import window_attention
 from longformer_core.layout import Layout
@@ -27,14 +29,36 @@ class LongformerSelfAttention(nn.Module):
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return [T, d], before the output projection; rows of invalid tokens are zeros."""
-        q, k, v = (
-            module(states).unflatten(-1, (self.num_heads, -1))
-            for module in (self.query, self.key, self.value)
-        )
+        q, k, v = (self._heads(m, states) for m in (self.query, self.key, self.value))
         out = window_attention(q, k, v, layout, self.radius).flatten(1)
-        if not len(layout.global_index):
+        needs_gradients = torch.is_grad_enabled() and self.key_global.weight.requires_grad
+        if not len(layout.global_index) and not needs_gradients:
             return out
         rows = global_attention(
             states, layout, self.query_global, self.key_global, self.value_global, self.num_heads
         )
+        if needs_gradients:
+            # Without a global token, and in the absorbed form, some of these weights are in no
+            # sum; data-parallel training waits for the gradient of each, so they get zeros.
+            none = states[:0]
+            rows = rows + (self.key_global(none).sum() + self.value_global(none).sum())
         return out.index_copy(0, layout.global_index, rows)
+
+    @torch.no_grad()
+    def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return the probabilities [T, H, x + 2 * radius + 1] and [T, H, x] of this layer's input.
+
+        Before dropout, without gradients; see `banded_probabilities` and `global_probabilities`.
+        """
+        q, k = self._heads(self.query, states), self._heads(self.key, states)
+        chosen = self._heads(self.query_global, states.index_select(0, layout.global_index))
+        keys = self._heads(self.key_global, states)
+        return (
+            banded_probabilities(q, k, layout, self.radius),
+            global_probabilities(chosen, keys, layout),
+        )
+
+    def _heads(self, module: nn.Module, states: Tensor) -> Tensor:
+        """Return `module(states)` [T, d] as [T, H, D]."""
+        out: Tensor = module(states).unflatten(-1, (self.num_heads, -1))
+        return out

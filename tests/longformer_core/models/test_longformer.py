@@ -8,14 +8,21 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from longformer_core.config import LongformerConfig
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
-from longformer_core.models import longformer
 from longformer_core.models.longformer import LongformerForMaskedLM, LongformerModel
+from tests.longformer_core.models.published import (
+    PAD,
+    SEP,
+    VOCAB,
+    batch,
+    compare_gradients,
+    difference,
+)
+from tests.longformer_core.models.published import pair as published_pair
 
-VOCAB, PAD, SEP = 60, 1, 2
 CONFIG: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -46,37 +53,13 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def pair(folder: Path, name: str, **options: Any) -> tuple[Any, nn.Module]:
-    """The published class with random weights and ours, loaded from the directory that it wrote."""
-    torch.manual_seed(5)
-    config = transformers.LongformerConfig(**CONFIG | options)
-    published = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for parameter in published.parameters():
-            if parameter.dim() == 1:  # biases and norms are drawn as zeros and ones
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    published.save_pretrained(folder)
-    return published, getattr(longformer, name).from_pretrained(folder)
+def pair(folder: Path, name: str, **options: Any) -> tuple[Any, Any]:
+    return published_pair(folder, name, CONFIG | options)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, nn.Module]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return pair(tmp_path_factory.mktemp("longformer"), "LongformerModel")
-
-
-def difference(ours: Tensor, oracle: Tensor) -> float:
-    """The L2 norm of the difference over the L2 norm of the oracle."""
-    mine, theirs = ours.detach().double(), oracle.detach().double()
-    return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-30))
-
-
-def batch(lengths: tuple[int, ...] = (50, 3, 90, 17), seed: int = 0) -> dict[str, Tensor]:
-    """Padded ids, three separators in each long row, the padding masked."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.full((len(lengths), max(lengths)), PAD)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(4, VOCAB, (length,), generator=generator)
-    return {"input_ids": ids, "attention_mask": ids.ne(PAD).long()}
 
 
 def with_separators(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +69,7 @@ def with_separators(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return inputs
 
 
-def test_the_oracle_sees_masks_windows_and_globals(base: tuple[Any, nn.Module]) -> None:
+def test_the_oracle_sees_masks_windows_and_globals(base: tuple[Any, Any]) -> None:
     published, _ = base
     inputs = batch()
     with torch.no_grad():
@@ -105,7 +88,7 @@ def test_the_oracle_sees_masks_windows_and_globals(base: tuple[Any, nn.Module]) 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_batch(base: tuple[Any, nn.Module], data: st.DataObject) -> None:
+def test_any_batch(base: tuple[Any, Any], data: st.DataObject) -> None:
     published, ours = base
     lengths = tuple(data.draw(st.lists(st.integers(1, 100), min_size=1, max_size=4)))
     inputs = batch(lengths, data.draw(st.integers(0, 99)))
@@ -175,23 +158,6 @@ def test_heads_losses_and_gradients(tmp_path: Path, name: str) -> None:
     compare_gradients(ours, published)
 
 
-def compare_gradients(ours: nn.Module, published: nn.Module) -> None:
-    theirs = {k: p.grad for k, p in published.named_parameters() if p.grad is not None}
-    mine = {k: p.grad for k, p in ours.named_parameters() if p.grad is not None}
-    assert mine.keys() <= theirs.keys()
-    largest = max(float(grad.norm()) for grad in theirs.values())
-    compared = 0
-    for key, oracle in theirs.items():
-        if oracle.norm() < 1e-6 * largest:
-            # Zero in exact arithmetic, as the gradient of all that adds one constant to every
-            # score of a softmax; then it may be missing as well.
-            assert key not in mine or mine[key].norm() <= 1e-5 * largest, key
-            continue
-        assert difference(mine[key], oracle) <= 1e-4, key
-        compared += 1
-    assert compared > 40
-
-
 @pytest.mark.parametrize(
     ("labels", "options"),
     [
@@ -233,7 +199,7 @@ def test_tied_weights_stay_one(tmp_path: Path) -> None:
     assert ours.lm_head.bias is ours.lm_head.decoder.bias
 
 
-def test_embeddings_instead_of_ids(base: tuple[Any, nn.Module]) -> None:
+def test_embeddings_instead_of_ids(base: tuple[Any, Any]) -> None:
     published, ours = base
     assert isinstance(ours, LongformerModel)
     inputs = batch((40, 40))
@@ -244,7 +210,7 @@ def test_embeddings_instead_of_ids(base: tuple[Any, nn.Module]) -> None:
     assert difference(got, expected) <= 1e-5
 
 
-def test_padding_changes_nothing(base: tuple[Any, nn.Module]) -> None:
+def test_padding_changes_nothing(base: tuple[Any, Any]) -> None:
     _, ours = base
     inputs = batch((33, 90))
     with torch.no_grad():
@@ -276,7 +242,7 @@ def test_padding_changes_nothing(base: tuple[Any, nn.Module]) -> None:
     ],
 )
 def test_wrong_inputs_are_named(
-    base: tuple[Any, nn.Module], inputs: dict[str, Tensor], error: type[Exception], words: str
+    base: tuple[Any, Any], inputs: dict[str, Tensor], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         base[1](**inputs)
