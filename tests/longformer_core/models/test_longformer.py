@@ -18,6 +18,7 @@ from tests.longformer_core.models.published import (
     SEP,
     VOCAB,
     batch,
+    compare_fields,
     compare_gradients,
     difference,
 )
@@ -192,6 +193,38 @@ def test_what_we_write_the_published_class_reads(tmp_path: Path, name: str) -> N
     assert again.to_dict() == LongformerConfig.from_pretrained(tmp_path / "b").to_dict()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("marked", [[], [0], [0, 7, 8, 30]])
+@pytest.mark.parametrize("name", ["LongformerModel", *HEADS])
+def test_every_field(tmp_path: Path, name: str, marked: list[int]) -> None:
+    num_labels = 2 if "Question" in name else 3
+    published, ours = pair(tmp_path, name, num_labels=num_labels)
+    inputs, labels = head_inputs(name) if name in HEADS else (batch(), {})
+    marks = torch.zeros_like(inputs["input_ids"])
+    marks[..., marked] = 1
+    options = {"global_attention_mask": marks, "output_attentions": True} | labels
+    expected = published(**inputs, **options, output_hidden_states=True)
+    got = ours(**inputs, **options, output_hidden_states=True)
+    if marked:
+        counts = (marks * inputs["attention_mask"]).flatten(0, -2).sum(-1)
+        # The reference leaves the padding to its window in, and fills columns that a document does
+        # not have.
+        size = marks.shape[-1]
+        has = torch.arange(int(counts.max())) < counts[:, None, None, None]
+        expected["global_attentions"] = tuple(
+            m[:, :, :size] * has for m in expected.global_attentions
+        )
+    compare_fields(got, expected)
+    as_tuple = ours(**inputs, **options, return_dict=False)
+    names = [key for key in expected if key != "hidden_states"]
+    assert len(as_tuple) == len(names)
+    for value, key in zip(as_tuple, names, strict=True):
+        tensors = (
+            zip(value, got[key], strict=True) if isinstance(value, tuple) else [(value, got[key])]
+        )
+        assert all(torch.equal(a, b) for a, b in tensors)
+
+
 def test_tied_weights_stay_one(tmp_path: Path) -> None:
     _, ours = pair(tmp_path, "LongformerForMaskedLM")
     assert isinstance(ours, LongformerForMaskedLM)
@@ -230,6 +263,11 @@ def test_padding_changes_nothing(base: tuple[Any, Any]) -> None:
         ),
         ({"input_ids": torch.full((1, 129), 5)}, TooLongError, "129 tokens .* 128 positions"),
         (
+            {"input_ids": torch.full((1, 4), 5), "head_mask": None},
+            TypeError,
+            "no argument 'head_mask'",
+        ),
+        (
             {"input_ids": torch.full((1, 4), 5), "attention_mask": torch.ones(1, 5)},
             ShapeError,
             r"attention_mask has shape \[1, 5\]",
@@ -260,3 +298,14 @@ def test_attention_dropout_is_refused_in_training() -> None:
     assert model.eval()(ids).last_hidden_state.shape == (1, 8, 32)
     with pytest.raises(ConfigError, match="attention_probs_dropout_prob=0"):
         model.train()(ids)
+
+
+@pytest.mark.parametrize("name", ["LongformerForMaskedLM", "LongformerForTokenClassification"])
+def test_labels_of_masked_tokens_are_refused(tmp_path: Path, name: str) -> None:
+    _, ours = pair(tmp_path, name)
+    inputs = batch((9, 4))
+    labels = torch.where(inputs["attention_mask"] > 0, 1, -100)
+    assert ours(**inputs, labels=labels).loss > 0
+    labels[1, 6] = 1
+    with pytest.raises(ShapeError, match="row 1 has label 1 at position 6"):
+        ours(**inputs, labels=labels)
