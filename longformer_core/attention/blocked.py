@@ -7,12 +7,15 @@ have the token in their band already, so that it counts once.
 Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g globals of the document.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core.layout import Layout
@@ -40,22 +43,34 @@ class _Block:
 
 
 def blocked_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    radius: int,
+    scale: float,
+    dropout_p: float = 0.0,
 ) -> Tensor:
-    """Compute `window_attention` block by block; differentiable.
+    """Compute `window_attention` block by block, and its gradients block by block again.
 
+    The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
     Numerics: softmax in float32 for narrower inputs.
     """
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     blocks = layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius)))
-    masks = _Masks(layout, radius, q)
-    if needs_grad or q.device.type != "cpu" or q.dtype not in (torch.float32, torch.float64):
-        out = _fused_blocks(q, k, v, layout, blocks, masks, scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if dropout_p or (q.device.type == "cpu" and q.dtype == wide):
+        # Only the explicit form can drop the same probabilities again in the backward pass.
+        dropout = (dropout_p, int(torch.randint(2**48, ())) if dropout_p else 0)
+        inputs = (x.to(wide) for x in (q, k, v))
+        attend: Any = _Explicit.apply
+        out = attend(*inputs, layout, radius, scale, blocks, dropout).to(q.dtype)
     else:
-        out = _matmul_blocks(q, k, v, layout, blocks, masks, scale)
-    if layout.is_valid is None:
-        return out
-    return out.masked_fill(~layout.is_valid[:, None, None], 0.0)
+        attend = _Fused.apply
+        out = attend(q, k, v, layout, radius, scale, blocks)
+    if layout.is_valid is not None:
+        out = out.masked_fill(~layout.is_valid[:, None, None], 0.0)
+    result: Tensor = out
+    return result
 
 
 def _blocks(layout: Layout, radius: int) -> Iterator[_Block]:
@@ -126,38 +141,138 @@ def _triangles(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.tril(-1), hidden.triu()
 
 
-def _matmul_blocks(
+class _Scores:
+    """The probabilities of one block after another, in buffers that all blocks share.
+
+    The explicit form: two products around a softmax, the fastest on CPUs.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        layout: Layout,
+        radius: int,
+        scale: float,
+        blocks: list[_Block],
+        dropout: tuple[float, int],
+    ) -> None:
+        """Scale the queries; `dropout` is a probability and the seed of its draws."""
+        self.num_heads, self._dropout = q.shape[1], dropout
+        self.q, self.k = (q * scale).transpose(0, 1), k.transpose(0, 1)
+        self.k_global = k[layout.global_index].transpose(0, 1)
+        self._masks = _Masks(layout, radius, q)
+        self._size = max((b.num_queries * _row_length(b) for b in blocks), default=0)
+        self._buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, block: _Block) -> Tensor:
+        """Return [H, C, W + g and some], with what is left of the last block of that name."""
+        if name not in self._buffers:
+            self._buffers[name] = self.q.new_empty(self.num_heads * self._size)
+        shape = (self.num_heads, block.num_queries, _row_length(block))
+        return self._buffers[name][: math.prod(shape)].view(shape)
+
+    def product(self, name: str, rows: Tensor, k: Tensor, columns: Tensor, block: _Block) -> Tensor:
+        """Return rows [H, C, D] times a block's keys and times its global columns, in a buffer."""
+        out, w, g = self.buffer(name, block), block.num_keys, block.num_globals
+        torch.bmm(rows, k[:, block.keys].transpose(1, 2), out=out[..., :w])
+        if g:
+            out[..., w : w + g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2))
+            out[..., w + g :] = 0
+        return out
+
+    def probabilities(self, block: _Block) -> Tensor:
+        """Return the softmax of a block's scores."""
+        scores = self.product("p", self.q[:, block.queries], self.k, self.k_global, block)
+        if block.num_globals:
+            scores[..., block.num_keys + block.num_globals :] = -torch.inf
+        self._masks.add(scores, block)
+        torch.softmax(scores, -1, out=scores)
+        return scores
+
+    def kept(self, block: _Block) -> Tensor | None:
+        """Return 0 where dropout strikes and 1 / (1 - p) elsewhere: the same on every call."""
+        p, seed = self._dropout
+        if not p:
+            return None
+        draw = torch.Generator(self.q.device).manual_seed(seed + block.queries.start)
+        flags = self.buffer("kept", block)
+        return flags.bernoulli_(1 - p, generator=draw).div_(1 - p)
+
+
+class _Explicit(torch.autograd.Function):
+    """Attention by explicit probabilities; gradients after FlashAttention, arXiv:2205.14135."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, *given: Any) -> Tensor:
+        scores = _Scores(q, k, layout, *given)
+        v_heads, v_global = v.transpose(0, 1), v[layout.global_index].transpose(0, 1)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for block in given[2]:
+            p, w, g = scores.probabilities(block), block.num_keys, block.num_globals
+            kept = scores.kept(block)
+            if kept is not None:
+                p *= kept
+            mixed = torch.bmm(p[..., :w], v_heads[:, block.keys])
+            if g:
+                mixed.baddbmm_(p[..., w : w + g], v_global[:, block.globals])
+            out[block.queries] = mixed.transpose(0, 1)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.given = (layout, *given)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out = ctx.saved_tensors
+        return *_gradients(q, k, v, grad, out, *ctx.given), None, None, None, None, None
+
+
+def _gradients(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    grad: Tensor,
+    out: Tensor | None,
     layout: Layout,
-    blocks: list[_Block],
-    masks: _Masks,
+    radius: int,
     scale: float,
-) -> Tensor:
-    """Fill the output through one reused score buffer: the fastest form on CPUs, without grad."""
-    num_heads = q.shape[1]
-    q_heads, k_heads, v_heads = ((x.transpose(0, 1)) for x in (q * scale, k, v))
-    k_global, v_global = (x[layout.global_index].transpose(0, 1) for x in (k, v))
-    sizes = [(block, _row_length(block)) for block in blocks]
-    buffer = q.new_empty(num_heads * max((b.num_queries * row for b, row in sizes), default=0))
-    out = torch.empty_like(q)
-    for block, row in sizes:
-        c, w, g = block.num_queries, block.num_keys, block.num_globals
-        scores = buffer[: num_heads * c * row].view(num_heads, c, row)
-        band, columns = scores[..., :w], scores[..., w : w + g]
-        queries = q_heads[:, block.queries]
-        torch.bmm(queries, k_heads[:, block.keys].transpose(1, 2), out=band)
-        if g:
-            columns.copy_(torch.bmm(queries, k_global[:, block.globals].transpose(1, 2)))
-            scores[..., w + g :] = -torch.inf
-        masks.add(scores, block)
-        torch.softmax(scores, -1, out=scores)
-        mixed = torch.bmm(band, v_heads[:, block.keys])
-        if g:
-            mixed.baddbmm_(columns, v_global[:, block.globals])
-        out[block.queries] = mixed.transpose(0, 1)
-    return out
+    blocks: list[_Block],
+    dropout: tuple[float, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, given that of the output; `out` saves work if exact."""
+    scores = _Scores(q, k, layout, radius, scale, blocks, dropout)
+    chosen = layout.global_index
+    v_heads, v_global = v.transpose(0, 1), v[chosen].transpose(0, 1)
+    grads = grad.transpose(0, 1)
+    # Each row of probabilities times its own gradients, summed: what the softmax takes off.
+    taken = None if out is None else (out * grad).sum(-1).t()[..., None].contiguous()
+    dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dk_heads, dv_heads = dk.transpose(0, 1), dv.transpose(0, 1)
+    dk_global, dv_global = torch.zeros_like(scores.k_global), torch.zeros_like(v_global)
+    for block in blocks:
+        queries, w = scores.q[:, block.queries], block.num_keys
+        columns = slice(w, w + block.num_globals)
+        p, kept = scores.probabilities(block), scores.kept(block)
+        rows = grads[:, block.queries]
+        ds = scores.product("ds", rows, v_heads, v_global, block)
+        mixed = p
+        if kept is not None:
+            ds *= kept
+            mixed = kept.mul_(p)
+        dv_heads[:, block.keys].baddbmm_(mixed[..., :w].transpose(1, 2), rows)
+        off = torch.linalg.vecdot(ds, p)[..., None] if taken is None else taken[:, block.queries]
+        ds.sub_(off).mul_(p)
+        dk_heads[:, block.keys].baddbmm_(ds[..., :w].transpose(1, 2), queries)
+        turned = torch.bmm(ds[..., :w], scores.k[:, block.keys])
+        if block.num_globals:
+            turned.baddbmm_(ds[..., columns], scores.k_global[:, block.globals])
+            dk_global[:, block.globals].baddbmm_(ds[..., columns].transpose(1, 2), queries)
+            dv_global[:, block.globals].baddbmm_(mixed[..., columns].transpose(1, 2), rows)
+        dq[block.queries] = turned.transpose(0, 1)
+    dk.index_add_(0, chosen, dk_global.transpose(0, 1))
+    dv.index_add_(0, chosen, dv_global.transpose(0, 1))
+    return dq.mul_(scale), dk, dv
 
 
 def _row_length(block: _Block) -> int:
@@ -166,27 +281,44 @@ def _row_length(block: _Block) -> int:
     return -(-(block.num_keys + block.num_globals) // _ALIGN) * _ALIGN
 
 
-def _fused_blocks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    blocks: list[_Block],
-    masks: _Masks,
-    scale: float,
+class _Fused(torch.autograd.Function):
+    """Attention by scaled_dot_product_attention per block: right in 16 bits, on any device."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, *given: Any) -> Tensor:
+        radius, scale, blocks = given
+        ctx.save_for_backward(q, k, v)
+        ctx.given = (layout, *given)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        masks = _Masks(layout, radius, q)
+        for block in blocks:
+            inputs = _inputs(block, q, k, v, layout)
+            out[block.queries] = _fused_block(block, masks, scale, *inputs).transpose(0, 1)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # In 32 bits: many blocks add to the gradient of one key, most of all of a global one.
+        dtype = grad.dtype
+        q, k, v, rows = (x.float() for x in (*ctx.saved_tensors, grad))
+        parts = _gradients(q, k, v, rows, None, *ctx.given, (0.0, 0))
+        return *(part.to(dtype) for part in parts), None, None, None, None
+
+
+def _inputs(
+    block: _Block, q: Tensor, k: Tensor, v: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a block's queries [H, C, D], and its keys and values [H, W + g, D]."""
+    chosen = layout.global_index[block.globals]
+    keys, values = (torch.cat([x[block.keys], x[chosen]]).transpose(0, 1) for x in (k, v))
+    return q[block.queries].transpose(0, 1), keys, values
+
+
+def _fused_block(
+    block: _Block, masks: _Masks, scale: float, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """Call scaled_dot_product_attention per block: differentiable, and right in 16 bits."""
-    q_heads, k_heads, v_heads = (x.transpose(0, 1) for x in (q, k, v))
-    k_global, v_global = (x[layout.global_index].transpose(0, 1) for x in (k, v))
-    outputs = [q_heads[:, :0]]
-    for block in blocks:
-        bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
-        masks.add(bias, block)
-        keys = torch.cat([k_heads[:, block.keys], k_global[:, block.globals]], 1)
-        values = torch.cat([v_heads[:, block.keys], v_global[:, block.globals]], 1)
-        queries = q_heads[:, block.queries]
-        out = scaled_dot_product_attention(
-            queries[None], keys[None], values[None], attn_mask=bias[None], scale=scale
-        )
-        outputs.append(out[0])
-    return torch.cat(outputs, 1).transpose(0, 1)
+    bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
+    masks.add(bias, block)
+    out = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=scale)
+    return out[0]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from longformer_core.layout import Layout
 
@@ -24,7 +25,13 @@ def visible_keys(
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    radius: int,
+    scale: float,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Compute `window_attention` with a full score matrix per document, as the oracle of tests.
 
@@ -41,6 +48,6 @@ def reference_attention(
         scores = queries @ keys.transpose(1, 2) * scale
         # A row without any key would be NaN after the softmax; it is zero by definition.
         scores = scores.masked_fill(~sees, -torch.inf).masked_fill(~sees.any(1)[:, None], 0.0)
-        weights = scores.softmax(-1).masked_fill(~sees, 0.0)
+        weights = dropout(scores.softmax(-1).masked_fill(~sees, 0.0), dropout_p)
         outputs.append((weights @ values).transpose(0, 1).to(q.dtype))
     return torch.cat(outputs)

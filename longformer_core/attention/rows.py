@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
@@ -33,6 +33,7 @@ def global_attention(
     num_heads: int,
     *,
     form: Form = "auto",
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Let each global token attend to every valid token of its document, by its own projections.
 
@@ -40,7 +41,8 @@ def global_attention(
     `key`'s weight into the few queries and `value`'s weight into their few results, so that the
     states themselves are keys and values; `key`'s bias adds one constant per row, which the softmax
     cancels. Equal up to rounding; "auto" takes the cheaper one for each document, and the projected
-    one whenever `key` or `value` is more than a plain `nn.Linear` (see `is_plain_linear`).
+    one whenever `key` or `value` is more than a plain `nn.Linear` (see `is_plain_linear`). With
+    `dropout_p` each probability is dropped with that chance and the others scaled to make up.
     Shapes: states [T, d]; returns [G, d], in the order of `layout.global_index`.
     Numerics: softmax in float32 (float64 for float64 inputs).
     Raises: ConfigError when "absorbed" is asked for and `key` or `value` is not plain.
@@ -49,7 +51,7 @@ def global_attention(
     queries = query(states.index_select(0, layout.global_index))
     queries = queries.view(-1, num_heads, d // num_heads) / math.sqrt(d // num_heads)
     documents = [
-        _Document(rows, states[start:end], _part(layout.is_valid, start, end))
+        _Document(rows, states[start:end], _part(layout.is_valid, start, end), dropout_p)
         for rows, (start, end) in zip(
             torch.split(queries, list(layout.num_globals)), pairwise(layout.cu_seqlens), strict=True
         )
@@ -77,6 +79,7 @@ class _Document:
     queries: Tensor
     states: Tensor
     is_valid: Tensor | None
+    dropout_p: float
 
     @property
     def is_cheaper_absorbed(self) -> bool:
@@ -84,11 +87,11 @@ class _Document:
         return 0 < g * (num_heads * n + d) <= n * (d + g)
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Return the softmax over the document's valid tokens, the last dimension of scores."""
+        """Return the softmax over the document's valid tokens, the last dimension, dropped out."""
         if self.is_valid is not None:
             scores = scores.masked_fill(~self.is_valid, -torch.inf)
         wide = torch.promote_types(scores.dtype, torch.float32)
-        return scores.softmax(-1, dtype=wide).to(scores.dtype)
+        return dropout(scores.softmax(-1, dtype=wide).to(scores.dtype), self.dropout_p)
 
 
 def _part(flags: Tensor | None, start: int, end: int) -> Tensor | None:

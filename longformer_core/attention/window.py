@@ -29,13 +29,15 @@ def window_attention(
     radius: int,
     *,
     scale: float | None = None,
+    dropout_p: float = 0.0,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """Let each token attend to itself, `radius` tokens either side, and every global token.
 
     Query i sees key j of the same document iff j is valid and (|i - j| <= radius or j is global),
     so a global key inside the window counts once. Rows of global tokens are computed like any
-    other; the caller replaces them (see `rows.global_attention`).
+    other; the caller replaces them (see `rows.global_attention`). With `dropout_p` each probability
+    is dropped with that chance and the others are scaled to make up, by torch's global generator.
     Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype.
     Units: `radius` in tokens, one side; `scale` multiplies the scores, 1/sqrt(D) when None.
     Numerics: softmax in float32 (float64 for float64 inputs); a row of an invalid token, and a
@@ -66,4 +68,5 @@ def window_attention(
         raise ConfigError(
             f"there is no implementation {implementation!r}; choose one of {list(_IMPLEMENTATIONS)}"
         )
-    return run(q, k, v, layout, radius, 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return run(q, k, v, layout, radius, factor, dropout_p)

@@ -30,7 +30,7 @@ class LEDEncoderAttention(nn.Module):
         """Make one layer's attention that looks `radius` tokens either side."""
         super().__init__()
         self.longformer_self_attn = LongformerSelfAttention(
-            config.d_model, config.encoder_attention_heads, radius
+            config.d_model, config.encoder_attention_heads, radius, config.attention_dropout
         )
         self.output = nn.Linear(config.d_model, config.d_model)
 

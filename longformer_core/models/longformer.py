@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
-from longformer_core.errors import ConfigError, ShapeError, TooLongError
+from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.layout import Layout
 from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
 from longformer_core.models.losses import classification_loss, span_loss, token_loss
@@ -94,7 +94,9 @@ class LongformerLayer(nn.Module):
         d = config.hidden_size
         self.attention = nn.ModuleDict(
             {
-                "self": LongformerSelfAttention(d, config.num_attention_heads, radius),
+                "self": LongformerSelfAttention(
+                    d, config.num_attention_heads, radius, config.attention_probs_dropout_prob
+                ),
                 "output": LongformerSelfOutput(config, d),
             }
         )
@@ -192,14 +194,8 @@ class LongformerModel(LongformerPreTrainedModel):
         Attention probabilities are those before dropout, without gradients.
         Shapes: ids, masks, types and positions [B, S]; inputs_embeds [B, S, d].
         Raises: ShapeError unless exactly one of ids and embeddings is given, and when shapes or
-            ids do not fit; TooLongError for a document with more tokens than positions;
-            ConfigError in training with dropout of attention probabilities.
+            ids do not fit; TooLongError for a document with more tokens than positions.
         """
-        if self.training and self.config.attention_probs_dropout_prob:
-            raise ConfigError(
-                "dropout of attention probabilities is not available; train with "
-                "attention_probs_dropout_prob=0.0"
-            )
         tokens = inputs_embeds if input_ids is None else input_ids
         if tokens is None or (input_ids is not None and inputs_embeds is not None):
             raise ShapeError("give either input_ids or inputs_embeds, and only one of them")

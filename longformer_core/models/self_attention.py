@@ -15,9 +15,10 @@ from longformer_core.layout import Layout
 class LongformerSelfAttention(nn.Module):
     """Window attention for all tokens, then full attention for the global ones."""
 
-    def __init__(self, d: int, num_heads: int, radius: int) -> None:
+    def __init__(self, d: int, num_heads: int, radius: int, dropout: float) -> None:
         """Make the six projections of one layer; the three `_global` ones serve global rows."""
         super().__init__()
+        self.dropout = dropout
         self.num_heads = num_heads
         self.radius = radius
         self.query = nn.Linear(d, d)
@@ -30,12 +31,19 @@ class LongformerSelfAttention(nn.Module):
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return [T, d], before the output projection; rows of invalid tokens are zeros."""
         q, k, v = (self._heads(m, states) for m in (self.query, self.key, self.value))
-        out = window_attention(q, k, v, layout, self.radius).flatten(1)
+        p = self.dropout if self.training else 0.0
+        out = window_attention(q, k, v, layout, self.radius, dropout_p=p).flatten(1)
         needs_gradients = torch.is_grad_enabled() and self.key_global.weight.requires_grad
         if not len(layout.global_index) and not needs_gradients:
             return out
         rows = global_attention(
-            states, layout, self.query_global, self.key_global, self.value_global, self.num_heads
+            states,
+            layout,
+            self.query_global,
+            self.key_global,
+            self.value_global,
+            self.num_heads,
+            dropout_p=p,
         )
         if needs_gradients:
             # Without a global token, and in the absorbed form, some of these weights are in no

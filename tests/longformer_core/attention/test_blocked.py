@@ -4,6 +4,7 @@ Blocks are made small here, so that short documents have first, inner and last b
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longformer_core.attention import blocked, window_attention
+from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -43,18 +45,31 @@ def draw(num_tokens: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Te
     return (q * 2).to(dtype), (k * 2).to(dtype), v.to(dtype)
 
 
+def run(
+    inputs: tuple[Tensor, ...], layout: Layout, radius: int, implementation: Any
+) -> list[Tensor]:
+    """The output, and the gradients of a sum of it with unequal weights."""
+    q, k, v = (x.detach().clone().requires_grad_() for x in inputs)
+    out = window_attention(q, k, v, layout, radius, implementation=implementation)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    out.backward(weights.to(out.dtype))
+    grads = [x.grad for x in (q, k, v)]
+    return [out.detach(), *(grad for grad in grads if grad is not None)]
+
+
 def check(layout: Layout, radius: int, dtype: torch.dtype, seed: int = 0) -> None:
     """Hold the rule: error at most twice that of the plain way in the same dtype."""
-    q, k, v = draw(layout.num_tokens, dtype, seed)
-    oracle = window_attention(
-        q.double(), k.double(), v.double(), layout, radius, implementation="reference"
-    )
-    eager = window_attention(q, k, v, layout, radius, implementation="reference")
-    limit = 2 * (eager.double() - oracle).abs().max() + 1e-6 * oracle.abs().max()
-    for needs_grad in (False, True):
-        out = window_attention(q.requires_grad_(needs_grad), k, v, layout, radius)
-        assert out.dtype == dtype
-        assert (out.double() - oracle).abs().max() <= limit
+    inputs = draw(layout.num_tokens, dtype, seed)
+    oracle = run(tuple(x.double() for x in inputs), layout, radius, "reference")
+    eager = run(inputs, layout, radius, "reference")
+    mine = run(inputs, layout, radius, "blocked")
+    assert len(mine) == 4
+    for theirs, plain, ours in zip(oracle, eager, mine, strict=True):
+        assert ours.dtype == dtype
+        limit = 2 * (plain.double() - theirs).abs().max() + 1e-6 * theirs.abs().max()
+        assert (ours.double() - theirs).abs().max() <= limit
+    with torch.no_grad():
+        assert torch.equal(window_attention(*inputs, layout, radius), mine[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,15 +143,84 @@ def test_a_document_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(out[30:80], window_attention(q, k, v, layout, RADIUS)[30:80])
 
 
-def test_gradients_are_those_of_the_definition() -> None:
-    valid = torch.rand(60, generator=torch.Generator().manual_seed(1)) < 0.7
-    layout = Layout.from_lengths([35, 25], [[0, 20], [24]], valid)
-    gradients = []
-    for implementation in ("blocked", "reference"):
-        inputs = [x.requires_grad_() for x in draw(60, torch.float64)]
-        out = window_attention(*inputs, layout, RADIUS, implementation=implementation)  # type: ignore[arg-type]
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        gradients.append([x.grad for x in inputs])
+def test_inputs_that_are_views() -> None:
+    """As a fused projection hands them out."""
+    layout = Layout.from_lengths([35, 25], [[0, 20], [24]])
+    together = torch.stack(draw(60, torch.float64), 1)
+    views = tuple(together.unbind(1))
+    assert not views[0].is_contiguous()
+    for ours, theirs in zip(
+        run(tuple(x.contiguous() for x in views), layout, RADIUS, "blocked"),
+        _through_views(together, layout),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
 
-    for mine, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+def _through_views(together: Tensor, layout: Layout) -> list[Tensor]:
+    together = together.clone().requires_grad_()
+    q, k, v = together.unbind(1)
+    out = window_attention(q, k, v, layout, RADIUS)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+    assert together.grad is not None
+    return [out.detach(), *together.grad.unbind(1)]
+
+
+def test_gradcheck() -> None:
+    valid = torch.ones(14, dtype=torch.bool)
+    valid[[3, 12]] = False
+    layout = Layout.from_lengths([10, 4], [[0, 6], []], valid)
+    inputs = [x[:, :1, :3].contiguous().requires_grad_() for x in draw(14, torch.float64)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+        torch.manual_seed(7)
+        return window_attention(q, k, v, layout, 2, dropout_p=dropout_p)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, 0.3), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    layout = Layout.from_lengths([30, 9], [[0, 17], [3]])
+    q, k, _ = draw(39, dtype)
+    # With values of one, a row is the sum of its probabilities.
+    ones = torch.ones_like(q)
+    torch.manual_seed(0)
+    draws = [window_attention(q * 0, k, ones, layout, RADIUS, dropout_p=0.25) for _ in range(400)]
+    sums = torch.stack(draws)[..., 0].double()
+    num_keys = torch.tensor([int(n) for n in _visible_counts(layout)])
+    torch.testing.assert_close(
+        sums.mean(0), torch.ones(39, 2, dtype=torch.float64), rtol=0, atol=0.08
+    )
+    # Each key is kept with chance 3/4 and weighs 4/3: the variance of a mean of n such draws.
+    expected = (1 / 3 / num_keys).double()[:, None].expand(39, 2)
+    torch.testing.assert_close(sums.var(0), expected, rtol=0.45, atol=0)
+    assert torch.equal(
+        window_attention(q, k, ones, layout, RADIUS, dropout_p=0.0),
+        window_attention(q, k, ones, layout, RADIUS),
+    )
+
+
+def _visible_counts(layout: Layout) -> list[int]:
+    counts = []
+    for length, positions in zip(layout.lengths, layout.global_positions, strict=True):
+        counts += visible_keys(length, RADIUS, positions, None).sum(1).tolist()
+    return counts
+
+
+def test_nothing_of_the_size_of_the_window_is_kept() -> None:
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    layout = Layout.from_lengths([400], [[0]])
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (x.requires_grad_() for x in draw(400, dtype))
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            window_attention(q, k, v, layout, 64)
+        assert kept
+        assert sum(kept) <= 5 * q.nbytes
