@@ -120,6 +120,8 @@ class PretrainedModel(nn.Module, Generic[_Config]):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw weights as published: normal, with zero biases and zero padding rows."""
+        if self.device.type == "meta":
+            return  # nothing to draw into; torch would take seconds over it
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
