@@ -31,20 +31,26 @@ def open_h5(path: Path) -> Any:
 
 
 def read_h5(path: Path) -> dict[str, Tensor]:
-    """Read all weights of one `tf_model.h5` onto the CPU.
+    """Read all weights of one `tf_model.h5`, or of one of its shards, onto the CPU.
 
     Raises: CheckpointError as `open_h5` does, and when the file holds anything but numbers.
     """
     tensors: dict[str, Tensor] = {}
-
-    def keep(address: str, item: Any) -> None:
-        if not hasattr(item, "shape"):
-            return  # a group
-        name, is_kernel = _torch_name(address)
-        value = torch.from_numpy(item[()])
-        tensors[name] = value.T.contiguous() if is_kernel else value
-
     with open_h5(path) as file:
+        # A whole model lies in Keras' own layout, layer/model/part/.../leaf:0; a shard leaves out
+        # layer and model. Keras says which version of it wrote a file.
+        outer = 2 if "keras_version" in file.attrs else 0
+
+        def keep(address: str, item: Any) -> None:
+            if not hasattr(item, "shape"):
+                return  # a group
+            *parts, leaf = address.removesuffix(":0").split("/")
+            value = torch.from_numpy(item[()])
+            name = ".".join([*parts[outer:], _LEAVES.get(leaf, leaf)])
+            # Layers of Longformer are called `layer_._0`.
+            name = re.sub(r"_\._(\d+)", r".\1", name)
+            tensors[name] = value.T.contiguous() if leaf == "kernel" else value
+
         try:
             file.visititems(keep)
         except (OSError, TypeError) as error:
@@ -52,14 +58,3 @@ def read_h5(path: Path) -> dict[str, Tensor]:
                 f"{path} does not hold weights as TensorFlow writes them: {error}"
             ) from error
     return tensors
-
-
-def _torch_name(address: str) -> tuple[str, bool]:
-    """Return the name of the weight at an address, and whether it is a transposed matrix.
-
-    An address is group/model/part/.../leaf:0. Weights that belong to the whole model lie in a group
-    of their own, without the model's name.
-    """
-    *parts, leaf = address.removesuffix(":0").split("/")
-    name = ".".join([*parts[2:], _LEAVES.get(leaf, leaf)])
-    return re.sub(r"_\._(\d+)", r".\1", name), leaf == "kernel"
