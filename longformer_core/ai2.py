@@ -25,7 +25,9 @@ _OTHERS = {
 # The families that the original classes extended, and called themselves in `model_type`.
 _ANCESTORS = {"longformer": "roberta", "led": "bart"}
 # Switches of the original code and of BART's, and the only value that fits the published models.
+# Both families counted positions from behind the padding token, whose id their code held fixed.
 _REQUIRED = {
+    "pad_token_id": 1,
     "autoregressive": False,
     "scale_embedding": False,
     "normalize_before": False,
@@ -46,7 +48,7 @@ def published_config(values: Mapping[str, Any], model_type: str) -> dict[str, An
     Raises: ConfigError for what no published model does (dilation, causal or dense attention), and
         when the file says of itself both that it is original and that it is not.
     """
-    mode = values.get("attention_mode")
+    mode = str(values.get("attention_mode"))
     if mode in _OTHERS:
         raise ConfigError(
             f"attention_mode {mode!r} of config.json means {_OTHERS[mode]}, which no published "

@@ -103,22 +103,13 @@ def check_directory(directory: str | Path) -> list[str]:
 def read_state_dict(directory: str | Path) -> dict[str, Tensor]:
     """Read all weights of a directory onto the CPU, in the dtype they are stored in.
 
-    Names are those of the files, except that TensorFlow's are told as PyTorch's.
-
+    Names are those of the files; TensorFlow's are told as PyTorch's.
     Raises: CheckpointError when weights are missing or damaged, or hold anything but tensors.
     """
     tensors: dict[str, Tensor] = {}
     for shard in _shards(_weight_file(Path(directory))):
         tensors.update(_READERS.get(shard.suffix, _read_pickle)(shard))
     return tensors
-
-
-class _Problem(NamedTuple):
-    """A weight that does not fit: the weight of the model (or else of the file), what, details."""
-
-    weight: str
-    kind: str
-    text: str
 
 
 def load_into(
@@ -135,52 +126,46 @@ def load_into(
     `state_dict` serves all. Weights named in `optional` become zeros when absent. A module on the
     meta device takes over the given tensors instead of copying them (on their device).
 
-    base: the attribute in which a model with a head keeps the model without. With it, weights with
-        a head fit a module without one and the other way round, as far as both have them, and
-        names of the original release are understood.
-    draw: allows weights outside the base model that are missing, unexpected or misshapen: returns
-        a fresh value for the module's weight of a name. What was drawn and left out is logged.
+    base: the attribute in which a model with a head keeps the model without. With it, weights of a
+        model with a head are understood by one without and the other way round, and so are those
+        of the original release.
+    draw: allows weights outside the base model to be missing, unexpected or misshapen. It returns a
+        fresh value for the module's weight of a name. The log tells what was drawn and left out.
     Raises: CheckpointError that lists every missing, unexpected and misshapen weight; the module is
-    unchanged then.
+        unchanged then.
     """
-    # Everything is compared under the names of a model with a head.
+    # All is compared under the names of a model with a head, whose own have no prefix to lose.
     prefix = f"{base}." if base and not hasattr(module, base) else ""
     groups = [[prefix + name for name in names] for names in _tied_groups(module)]
     given = _modern_names(state_dict, {name for names in groups for name in names}, base)
     chosen: dict[str, Tensor] = {}
     problems: list[_Problem] = []
     for names in groups:
-        target = _named(module, names[0].removeprefix(prefix))
+        own = names[0].removeprefix(prefix)
+        target = _named(module, own)
         found = [name for name in names if name in given]
         misfits = _misfits(names[0], found, given, target.shape)
-        problems += misfits
-        if found and not misfits:
-            chosen[names[0]] = given[found[0]]
-        elif not found and names[0].removeprefix(prefix) in optional:
-            chosen[names[0]] = torch.zeros(target.shape, dtype=target.dtype)
-        elif not found:
+        if misfits:
+            problems += misfits
+        elif found:
+            chosen[own] = given[found[0]]
+        elif own in optional:
+            chosen[own] = torch.zeros(target.shape, dtype=target.dtype)
+        else:
             problems.append(_Problem(names[0], "missing", names[0]))
     unexpected = sorted(set(given).difference(*groups))
     problems += [_Problem(name, "unexpected", name) for name in unexpected]
-    refused = [p for p in problems if draw is None or not _is_head(p.weight, base)]
-    if refused:
-        only_head = base and all(_is_head(problem.weight, base) for problem in refused)
-        remedy = (
-            "load with allow_new_head=True if this part is to be trained anew"
-            if only_head
-            else "check that config.json belongs to these weights"
-        )
-        raise CheckpointError(f"the weights do not fit the model; {_describe(refused)}; {remedy}")
+    _refuse([p for p in problems if draw is None or not _is_head(p.weight, base)], base)
     for names in groups:
-        own = [name.removeprefix(prefix) for name in names]
-        if names[0] in chosen:
-            _assign(module, own, chosen[names[0]])
-        elif draw is not None:
-            _assign(module, own, draw(own[0]))
+        first, *_ = own_names = [name.removeprefix(prefix) for name in names]
+        if first not in chosen:
+            assert draw is not None
+            chosen[first] = draw(first)
+        _assign(module, own_names, chosen[first])
     if problems:
         _logger.warning(
-            "a new head: what the files lack or shape otherwise was drawn at random and is to be "
-            "trained, what the model lacks was left out; %s",
+            "a new head: what is missing or not fitting was drawn at random and needs training, "
+            "what is unexpected was left out; %s",
             _describe(problems),
         )
 
@@ -253,6 +238,14 @@ def _modern_names(
     return given
 
 
+class _Problem(NamedTuple):
+    """What does not fit: the first name of the weight, which of three kinds it is, and details."""
+
+    weight: str
+    kind: str
+    text: str
+
+
 def _misfits(
     weight: str, names: list[str], given: Mapping[str, Tensor], shape: torch.Size
 ) -> list[_Problem]:
@@ -262,12 +255,10 @@ def _misfits(
         for name in names
         if (found := given[name].shape) != shape
     ]
-    first = given[names[0]] if names else None
     return problems + [
         _Problem(weight, "not fitting", f"{name} differs from {names[0]}, which it is tied to")
         for name in names[1:]
-        if first is not None
-        and given[name].shape == first.shape
+        if given[name].shape == (first := given[names[0]]).shape
         and given[name].data_ptr() != first.data_ptr()
         and not torch.equal(given[name], first)
     ]
@@ -276,6 +267,16 @@ def _misfits(
 def _is_head(name: str, base: str) -> bool:
     """Tell whether a weight lies outside the base model; the pooler, which few heads use, does."""
     return not name.startswith(f"{base}.") or name.startswith(f"{base}.pooler.")
+
+
+def _refuse(problems: list[_Problem], base: str) -> None:
+    if not problems:
+        return
+    if base and all(_is_head(problem.weight, base) for problem in problems):
+        remedy = "only the head differs: load with allow_new_head=True to train another"
+    else:
+        remedy = "check that config.json belongs to these weights"
+    raise CheckpointError(f"the weights do not fit the model; {_describe(problems)}; {remedy}")
 
 
 def _describe(problems: list[_Problem]) -> str:

@@ -139,6 +139,15 @@ def test_an_led_loses_the_two_rows_that_no_token_uses(tmp_path: Path, wrapped: b
         expected = published.led.encoder(ids, torch.ones_like(ids)).last_hidden_state[0]
         got = ours.encode(ids[0], Layout.from_lengths([50]))
     assert difference(got, expected) <= 1e-5
+    ours.save_pretrained(tmp_path / "published")
+    again, told = transformers.LEDForConditionalGeneration.from_pretrained(
+        tmp_path / "published", output_loading_info=True
+    )
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert again.config.attention_window == [8, 16]
+    assert torch.equal(
+        again.led.decoder.embed_positions.weight, theirs["led.decoder.embed_positions.weight"]
+    )
 
 
 def test_what_was_read_is_written_as_published(tmp_path: Path) -> None:
@@ -167,6 +176,7 @@ def test_published_files_that_remember_the_mode_keep_their_windows() -> None:
         ({"attention_dilation": [1, 2, 1]}, r"attention_dilation is \[1, 2, 1\]"),
         ({"attention_dilation": 2}, "attention_dilation is 2"),
         ({"autoregressive": True}, "autoregressive is True"),
+        ({"pad_token_id": 0}, "pad_token_id is 0; only 1 can be read"),
         ({"attention_window": None}, "attention_window is None"),
         ({"attention_window": [4, "8", 2]}, "tokens on one side"),
         ({"model_type": "longformer"}, "remove from config.json the one"),
