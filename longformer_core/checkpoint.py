@@ -1,25 +1,30 @@
 """Model directories: check them, read and write their weights.
 
 A directory holds `config.json`, weights and tokenizer files under their published names. Weights
-are read from safetensors, or from `pytorch_model.bin` with torch's tensors-only unpickler; nothing
-in a directory is ever executed.
+are read from safetensors, from `pytorch_model.bin` or a training program's only `.ckpt` with
+torch's tensors-only unpickler, or from `tf_model.h5`; nothing in a directory is ever executed.
 """
 
+import logging
 import os
 import pickle
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from longformer_core.ai2 import published_weights
 from longformer_core.config import LEDConfig, read_json
 from longformer_core.errors import CheckpointError, ConfigError, TokenizerError
+from longformer_core.h5 import open_h5, read_h5
 from longformer_core.location import SMALL_FILES, resolve
 from longformer_core.tokenizer import LEDTokenizer
 
@@ -32,15 +37,20 @@ __all__ = [
     "write_state_dict",
 ]
 
+_logger = logging.getLogger(__name__)
+
 # In the order in which they are looked for, as published readers do.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
 )
-# Buffers of old checkpoints that are computed now.
-_LEGACY = re.compile(r"(^|\.)embeddings\.position_ids$")
+# What checkpoints hold that a model may do without: buffers that are computed now, and the pooler,
+# which RoBERTa's first classes kept beside every head.
+_UNUSED = re.compile(r"(^|\.)(embeddings\.position_ids|pooler\.dense\.(weight|bias))$")
 
 
 def list_model_files(directory: str | Path) -> list[Path]:
@@ -72,6 +82,8 @@ def check_directory(directory: str | Path) -> list[str]:
         for shard in _shards(_weight_file(path)):
             if shard.suffix == ".safetensors":
                 _check_header(shard)
+            elif shard.suffix == ".h5":
+                open_h5(shard).close()
             elif not shard.stat().st_size:
                 problems.append(f"{shard} is empty; copy it again")
     except CheckpointError as error:
@@ -91,53 +103,71 @@ def check_directory(directory: str | Path) -> list[str]:
 def read_state_dict(directory: str | Path) -> dict[str, Tensor]:
     """Read all weights of a directory onto the CPU, in the dtype they are stored in.
 
+    Names are those of the files; TensorFlow's are told as PyTorch's.
     Raises: CheckpointError when weights are missing or damaged, or hold anything but tensors.
     """
     tensors: dict[str, Tensor] = {}
     for shard in _shards(_weight_file(Path(directory))):
-        tensors.update(
-            _read_safetensors(shard) if shard.suffix == ".safetensors" else _read_pickle(shard)
-        )
+        tensors.update(_READERS.get(shard.suffix, _read_pickle)(shard))
     return tensors
 
 
 def load_into(
-    module: nn.Module, state_dict: Mapping[str, Tensor], *, optional: Iterable[str] = ()
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    optional: Iterable[str] = (),
+    base: str = "",
+    draw: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Give a module all its weights, in the module's own dtype and on its device.
 
     Names under which the module holds one and the same parameter are tied: any of them in
     `state_dict` serves all. Weights named in `optional` become zeros when absent. A module on the
     meta device takes over the given tensors instead of copying them (on their device).
+
+    base: the attribute in which a model with a head keeps the model without. With it, weights of a
+        model with a head are understood by one without and the other way round, and so are those
+        of the original release.
+    draw: allows weights outside the base model to be missing, unexpected or misshapen. It returns a
+        fresh value for the module's weight of a name. The log tells what was drawn and left out.
     Raises: CheckpointError that lists every missing, unexpected and misshapen weight; the module is
-    unchanged then.
+        unchanged then.
     """
-    groups = _tied_groups(module)
-    given = _modern_names(state_dict, {name for names in groups for name in names})
+    # All is compared under the names of a model with a head, whose own have no prefix to lose.
+    prefix = f"{base}." if base and not hasattr(module, base) else ""
+    groups = [[prefix + name for name in names] for names in _tied_groups(module)]
+    given = _modern_names(state_dict, {name for names in groups for name in names}, base)
     chosen: dict[str, Tensor] = {}
-    missing: list[str] = []
-    misshapen: list[str] = []
+    problems: list[_Problem] = []
     for names in groups:
-        target = _named(module, names[0])
+        own = names[0].removeprefix(prefix)
+        target = _named(module, own)
         found = [name for name in names if name in given]
-        if not found and names[0] in optional:
-            chosen[names[0]] = torch.zeros(target.shape, dtype=target.dtype)
-            continue
-        if not found:
-            missing.append(names[0])
-            continue
-        misshapen += [
-            f"{name} is {list(given[name].shape)}, the model needs {list(target.shape)}"
-            for name in found
-            if given[name].shape != target.shape
-        ]
-        chosen[names[0]] = given[found[0]]
-        misshapen += _disagreements(given, found)
-    unexpected = sorted(set(given) - {name for names in groups for name in names})
-    if missing or unexpected or misshapen:
-        raise CheckpointError(_describe(missing, unexpected, misshapen))
+        misfits = _misfits(names[0], found, given, target.shape)
+        if misfits:
+            problems += misfits
+        elif found:
+            chosen[own] = given[found[0]]
+        elif own in optional:
+            chosen[own] = torch.zeros(target.shape, dtype=target.dtype)
+        else:
+            problems.append(_Problem(names[0], "missing", names[0]))
+    unexpected = sorted(set(given).difference(*groups))
+    problems += [_Problem(name, "unexpected", name) for name in unexpected]
+    _refuse([p for p in problems if draw is None or not _is_head(p.weight, base)], base)
     for names in groups:
-        _assign(module, names, chosen[names[0]])
+        first, *_ = own_names = [name.removeprefix(prefix) for name in names]
+        if first not in chosen:
+            assert draw is not None
+            chosen[first] = draw(first)
+        _assign(module, own_names, chosen[first])
+    if problems:
+        _logger.warning(
+            "a new head: what is missing or not fitting was drawn at random and needs training, "
+            "what is unexpected was left out; %s",
+            _describe(problems),
+        )
 
 
 def write_state_dict(module: nn.Module, directory: str | Path) -> None:
@@ -190,52 +220,84 @@ def _assign(module: nn.Module, names: list[str], value: Tensor) -> None:
         setattr(module.get_submodule(owner), leaf, value)
 
 
-def _modern_names(state_dict: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Rename LayerNorm's gamma and beta of old checkpoints, and drop buffers no longer stored."""
+def _modern_names(
+    state_dict: Mapping[str, Tensor], expected: set[str], base: str
+) -> dict[str, Tensor]:
+    """Return weights under the names of a model with a head, without those no longer stored."""
     given = {}
-    for name, tensor in state_dict.items():
+    weights = published_weights(state_dict, base) if base else state_dict
+    has_head = not base or any(name.startswith(f"{base}.") for name in weights)
+    for old, tensor in weights.items():
+        name = old if has_head else f"{base}.{old}"
         stem, _, leaf = name.rpartition(".")
         modern = f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(leaf, leaf) }"
         if name not in expected and modern in expected:
             given[modern] = tensor
-        elif name in expected or not _LEGACY.search(name):
+        elif name in expected or not _UNUSED.search(name):
             given[name] = tensor
     return given
 
 
-def _disagreements(given: Mapping[str, Tensor], names: list[str]) -> list[str]:
-    first = given[names[0]]
-    return [
-        f"{name} differs from {names[0]}, which the model ties it to"
+class _Problem(NamedTuple):
+    """What does not fit: the first name of the weight, which of three kinds it is, and details."""
+
+    weight: str
+    kind: str
+    text: str
+
+
+def _misfits(
+    weight: str, names: list[str], given: Mapping[str, Tensor], shape: torch.Size
+) -> list[_Problem]:
+    """Return what of the tensors given for one weight has another shape, or another value."""
+    problems = [
+        _Problem(weight, "not fitting", f"{name} is {list(found)}, the model needs {list(shape)}")
+        for name in names
+        if (found := given[name].shape) != shape
+    ]
+    return problems + [
+        _Problem(weight, "not fitting", f"{name} differs from {names[0]}, which it is tied to")
         for name in names[1:]
-        if given[name].shape == first.shape
+        if given[name].shape == (first := given[names[0]]).shape
         and given[name].data_ptr() != first.data_ptr()
         and not torch.equal(given[name], first)
     ]
 
 
-def _describe(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    parts = [
-        f"{len(names)} {what}: {', '.join(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("not fitting", misshapen),
-        )
-        if names
-    ]
-    return (
-        f"the weights do not fit the model; {'; '.join(parts)}; "
-        "check that config.json belongs to these weights"
-    )
+def _is_head(name: str, base: str) -> bool:
+    """Tell whether a weight lies outside the base model; the pooler, which few heads use, does."""
+    return not name.startswith(f"{base}.") or name.startswith(f"{base}.pooler.")
+
+
+def _refuse(problems: list[_Problem], base: str) -> None:
+    if not problems:
+        return
+    if base and all(_is_head(problem.weight, base) for problem in problems):
+        remedy = "only the head differs: load with allow_new_head=True to train another"
+    else:
+        remedy = "check that config.json belongs to these weights"
+    raise CheckpointError(f"the weights do not fit the model; {_describe(problems)}; {remedy}")
+
+
+def _describe(problems: list[_Problem]) -> str:
+    parts = []
+    for kind in ("missing", "unexpected", "not fitting"):
+        texts = [problem.text for problem in problems if problem.kind == kind]
+        if texts:
+            parts.append(f"{len(texts)} {kind}: {', '.join(texts)}")
+    return "; ".join(parts)
 
 
 def _weight_file(directory: Path) -> Path:
     for name in _WEIGHT_FILES:
         if (directory / name).is_file():
             return directory / name
+    training = sorted(directory.glob("*.ckpt"))
+    if len(training) == 1:
+        return training[0]
     raise CheckpointError(
-        f"{directory} has no weights; it must hold one of {', '.join(_WEIGHT_FILES)}"
+        f"{directory} has no weights; it must hold one of {', '.join(_WEIGHT_FILES)}, or a single "
+        f"training checkpoint *.ckpt (there are {len(training)})"
     )
 
 
@@ -277,15 +339,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # Files older than torch 1.6 are not archives and cannot be mapped into memory.
-        tensors = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        # Training programs keep their command line beside the weights, as a plain Namespace. Files
+        # older than torch 1.6 are not archives and cannot be mapped into memory.
+        with torch.serialization.safe_globals([Namespace]):
+            tensors = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors: {error}; if you trust it, convert it to "
             "model.safetensors elsewhere"
         ) from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"{path} must hold a dictionary of tensors by name, nothing else")
     return dict(tensors)
+
+
+# By suffix; anything else is a pickle.
+_READERS = {".safetensors": _read_safetensors, ".h5": read_h5}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from longformer_core.ai2 import published_config
 from longformer_core.errors import ConfigError, did_you_mean
 
 # Published files may carry these in config.json; they describe decoding, not the model, and are
@@ -171,10 +172,11 @@ class PublishedConfig(ABC):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the content of a published config.json.
+        """Read the content of a config.json, of the published models or of the original release.
 
         Raises: ConfigError for another `model_type` and for values outside their range.
         """
+        values = published_config(values, cls.model_type)
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ConfigError(

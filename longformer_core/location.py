@@ -27,19 +27,30 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
 )
+# Only the first kind that a place has is fetched.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5")
 _SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "file")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(name: str | Path, *, cache_dir: Path | None = None) -> Path:
+def resolve(
+    name: str | Path, *, revision: str | None = None, cache_dir: Path | None = None
+) -> Path:
     """Return a local directory for a path, a Hugging Face hub id, or the URL of a directory.
 
-    Hub ids go through `huggingface_hub`, whose cache and offline switch are honoured. A directory
-    behind an s3, gs, az, abfs or abfss URL is copied to `cache_dir` (default
-    `~/.cache/longhaul/models`) once per content.
-    Raises: CheckpointError when there is no such directory, or its protocol is not allowed.
+    Hub ids go through `huggingface_hub`, whose cache and offline switch are honoured; `revision` is
+    a branch, tag or commit there. A directory behind an s3, gs, az, abfs or abfss URL is copied to
+    `cache_dir` (default `~/.cache/longhaul/models`) once per content.
+    Raises: CheckpointError when there is no such directory, its protocol is not allowed, or a
+        revision is asked of anything but a hub id.
     """
     text = str(name)
+    is_hub_id = bool(_HUB_ID.fullmatch(text)) and not Path(name).expanduser().exists()
+    if revision is not None and not is_hub_id:
+        raise CheckpointError(
+            f"revision {revision!r} is asked of {text!r}; only hub ids have revisions, a path or "
+            "URL holds one model"
+        )
     if "://" in text or "::" in text:
         return _resolve_url(text, cache_dir or Path.home() / ".cache" / "longhaul" / "models")
     path = Path(name).expanduser()
@@ -47,24 +58,29 @@ def resolve(name: str | Path, *, cache_dir: Path | None = None) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the model directory that holds it")
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id:
         raise CheckpointError(
             f"{text!r} is neither a directory here nor a hub id such as 'allenai/led-base-16384'"
         )
-    return _download(text)
+    return _download(text, revision)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     small = [*SMALL_FILES, "*.index.json"]
     try:
-        path = Path(snapshot_download(hub_id, allow_patterns=[*small, "*.safetensors"]))
-        if not any(path.glob("*.safetensors")):
-            path = Path(snapshot_download(hub_id, allow_patterns=[*small, "*.bin"]))
+        for suffix in _WEIGHT_SUFFIXES:
+            path = Path(
+                snapshot_download(hub_id, revision=revision, allow_patterns=[*small, f"*{suffix}"])
+            )
+            if any(path.glob(f"*{suffix}")):
+                break
     except (OSError, ValueError) as error:
+        at = "" if revision is None else f" at revision {revision!r}"
         raise CheckpointError(
-            f"{hub_id!r} is not a directory here, and the hub gave no model of that name: {error}"
+            f"{hub_id!r} is not a directory here, and the hub gave no model of that name{at}: "
+            f"{error}"
         ) from error
     return path
 
@@ -102,7 +118,9 @@ def _remote_files(filesystem: Any, root: str) -> list[str]:
         for entry in filesystem.ls(root, detail=True)
         if entry["type"] == "file"
     }
-    weights = ".safetensors" if any(n.endswith(".safetensors") for n in names) else ".bin"
+    weights = next(
+        (suffix for suffix in _WEIGHT_SUFFIXES if any(n.endswith(suffix) for n in names)), ".bin"
+    )
     wanted = [
         path
         for name, path in sorted(names.items())

@@ -12,15 +12,17 @@ PACKAGES = ("longformer_core", "pipelines", "jobs")
 # Inside the core a file may import files of a lower or, within one folder, of its own rank.
 RANKS = {
     "errors": 0,
-    "config": 1,
-    "layout": 2,
-    "location": 2,
-    "tokenizer": 2,
-    "attention": 3,
-    "checkpoint": 3,
-    "models": 4,
-    "generation": 5,
-    "__init__": 6,
+    "ai2": 1,
+    "config": 2,
+    "layout": 3,
+    "location": 3,
+    "tokenizer": 3,
+    "h5": 3,
+    "attention": 4,
+    "checkpoint": 4,
+    "models": 5,
+    "generation": 6,
+    "__init__": 7,
 }
 # What each package may not import at all, at any depth.
 FORBIDDEN = {

@@ -302,7 +302,8 @@ class _Fused(torch.autograd.Function):
         # In 32 bits: many blocks add to the gradient of one key, most of all of a global one.
         dtype = grad.dtype
         q, k, v, rows = (x.float() for x in (*ctx.saved_tensors, grad))
-        parts = _gradients(q, k, v, rows, None, *ctx.given, (0.0, 0))
+        layout, radius, scale, blocks = ctx.given
+        parts = _gradients(q, k, v, rows, None, layout, radius, scale, blocks, (0.0, 0))
         return *(part.to(dtype) for part in parts), None, None, None, None
 
 

@@ -109,8 +109,6 @@ class PretrainedModel(nn.Module, Generic[_Config]):
     """
 
     config_class: type[_Config]
-    # Under which name a head holds its model.
-    base_model_prefix: ClassVar[str] = ""
     _forward_names: ClassVar[frozenset[str]]
     # State-dict names that a published checkpoint may lack; they are zeros then.
     _optional_weights: ClassVar[tuple[str, ...]] = ()
@@ -156,16 +154,32 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        config: _Config | None = None,
+        revision: str | None = None,
+        allow_new_head: bool = False,
     ) -> Self:
         """Load a model for inference from a directory, a hub id or a URL (see `resolve`).
 
+        The weights may be those of the model with another head or without one: the parts that both
+        have are taken.
+        config: used instead of the directory's, for instance with another `num_labels`.
+        revision: a branch, tag or commit of a hub id.
+        allow_new_head: draw what the weights lack outside the base model as `init_weights` does,
+            and leave out what of them has no place in this class; a warning in the log names both.
         Raises: ConfigError, CheckpointError when config or weights are missing or do not fit.
         """
-        path = resolve(directory)
+        path = resolve(directory, revision=revision)
         # On the meta device nothing is drawn or copied before the real weights arrive.
         with torch.device("meta"):
-            model = cls(cls.config_class.from_pretrained(path)).to(dtype)
-        load_into(model, read_state_dict(path), optional=cls._optional_weights)
+            model = cls(config or cls.config_class.from_pretrained(path)).to(dtype)
+        load_into(
+            model,
+            read_state_dict(path),
+            optional=cls._optional_weights,
+            # Published classes name the model without its head after the family.
+            base=cls.config_class.model_type,
+            draw=model._drawn if allow_new_head else None,
+        )
         return model.to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -264,6 +278,8 @@ class PretrainedModel(nn.Module, Generic[_Config]):
 
         A model inside this one has drawn its own.
         """
+        if self.device.type == "meta":
+            return  # nothing to draw into; torch would take seconds over it
         inner = {
             id(m) for c in self.children() if isinstance(c, PretrainedModel) for m in c.modules()
         }
@@ -277,6 +293,17 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
+
+    def _drawn(self, name: str) -> Tensor:
+        """Return a fresh value, on the CPU, of a head's weight as `init_weights` draws it."""
+        owner, _, leaf = name.rpartition(".")
+        module = self.get_submodule(owner)
+        value = torch.zeros(getattr(module, leaf).shape)
+        if leaf == "weight" and isinstance(module, nn.Linear):
+            nn.init.normal_(value, std=self.config.initializer_range)
+        elif leaf == "weight":
+            nn.init.ones_(value)
+        return value
 
 
 def _resized(old: Tensor, size: int, std: float) -> Tensor:

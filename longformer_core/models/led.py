@@ -55,7 +55,6 @@ class LEDPreTrainedModel(PretrainedModel[LEDConfig]):
     """An LED that lives in a directory."""
 
     config_class = LEDConfig
-    base_model_prefix = "led"
 
     @property
     def base(self) -> "LEDModel":

@@ -148,7 +148,6 @@ class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
     """A Longformer that lives in a directory."""
 
     config_class = LongformerConfig
-    base_model_prefix = "longformer"
 
     @property
     def base(self) -> "LongformerModel":

@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+# The first use of a device as a context fixes which functions obey it: not the poisoned ones.
+with torch.device("meta"):
+    torch.empty(0)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

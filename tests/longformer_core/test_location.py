@@ -129,3 +129,34 @@ def test_hub_ids_come_from_the_cache_when_offline(
     (refs / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
     assert resolve("some-owner/led") == snapshot
+    with pytest.raises(CheckpointError, match="at revision 'v2'"):
+        resolve("some-owner/led", revision="v2")
+    (refs / "v2").write_text("1" * 40)
+    other = snapshot.with_name("1" * 40)
+    other.mkdir()
+    (other / "tf_model.h5").write_bytes(b"x")
+    assert resolve("some-owner/led", revision="v2") == other
+    assert resolve("some-owner/led", revision=commit) == snapshot
+
+
+def test_only_hub_ids_have_revisions(tmp_path: Path) -> None:
+    for name in (tmp_path, f"file://{tmp_path}", "s3://b/led"):
+        with pytest.raises(CheckpointError, match="only hub ids have revisions"):
+            resolve(name, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("there", "fetched"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "tf_model.h5"], "model.safetensors"),
+        (["pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
+        (["tf_model.h5"], "tf_model.h5"),
+    ],
+)
+def test_one_kind_of_weights_is_fetched(
+    bucket: FakeS3, tmp_path: Path, there: list[str], fetched: str
+) -> None:
+    for name in there:
+        bucket.pipe_file(f"s3://b/led/{name}", b"x")
+    (file,) = resolve("s3://b/led", cache_dir=tmp_path).iterdir()
+    assert file.name == fetched
