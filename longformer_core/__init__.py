@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from longformer_core.attention.window import window_attention
     from longformer_core.checkpoint import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerConfig
+    from longformer_core.convert import (
+        Conversion,
+        convert_directory,
+        copy_global_projections,
+        plan_conversion,
+    )
     from longformer_core.errors import (
         CheckpointError,
         ConfigError,
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Conversion",
     "Engine",
     "Generation",
     "GenerationConfig",
@@ -62,8 +69,11 @@ __all__ = [
     "TokenizerError",
     "TooLongError",
     "check_directory",
+    "convert_directory",
+    "copy_global_projections",
     "default_global_positions",
     "list_model_files",
+    "plan_conversion",
     "resolve",
     "window_attention",
 ]
@@ -71,6 +81,7 @@ __all__ = [
 _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Conversion": "convert",
     "Engine": "generation.engine",
     "Generation": "generation.engine",
     "GenerationConfig": "generation.config",
@@ -94,8 +105,11 @@ _HOME = {
     "TokenizerError": "errors",
     "TooLongError": "errors",
     "check_directory": "checkpoint",
+    "convert_directory": "convert",
+    "copy_global_projections": "convert",
     "default_global_positions": "layout",
     "list_model_files": "checkpoint",
+    "plan_conversion": "convert",
     "resolve": "location",
     "window_attention": "attention.window",
 }

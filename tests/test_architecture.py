@@ -19,6 +19,7 @@ RANKS = {
     "attention": 3,
     "checkpoint": 3,
     "models": 4,
+    "convert": 5,
     "generation": 5,
     "__init__": 6,
 }

@@ -53,6 +53,7 @@ def test_public_names() -> None:
     assert longformer_core.__all__ == [
         "CheckpointError",
         "ConfigError",
+        "Conversion",
         "Engine",
         "Generation",
         "GenerationConfig",
@@ -76,8 +77,11 @@ def test_public_names() -> None:
         "TokenizerError",
         "TooLongError",
         "check_directory",
+        "convert_directory",
+        "copy_global_projections",
         "default_global_positions",
         "list_model_files",
+        "plan_conversion",
         "resolve",
         "window_attention",
     ]
