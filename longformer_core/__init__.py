@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longformer_core.attention.dense import dense_probabilities
     from longformer_core.attention.window import window_attention
     from longformer_core.checkpoint import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerConfig
@@ -29,8 +30,15 @@ if TYPE_CHECKING:
     )
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine, Generation, Request
+    from longformer_core.global_tokens import (
+        mark_choice,
+        mark_first_token,
+        mark_question,
+        mark_spans,
+    )
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.location import resolve
+    from longformer_core.models.attention_maps import attention_dense
     from longformer_core.models.led import LEDForConditionalGeneration
     from longformer_core.models.longformer import (
         LongformerForMaskedLM,
@@ -68,11 +76,17 @@ __all__ = [
     "ShapeError",
     "TokenizerError",
     "TooLongError",
+    "attention_dense",
     "check_directory",
     "convert_directory",
     "copy_global_projections",
     "default_global_positions",
+    "dense_probabilities",
     "list_model_files",
+    "mark_choice",
+    "mark_first_token",
+    "mark_question",
+    "mark_spans",
     "plan_conversion",
     "resolve",
     "window_attention",
@@ -104,11 +118,17 @@ _HOME = {
     "ShapeError": "errors",
     "TokenizerError": "errors",
     "TooLongError": "errors",
+    "attention_dense": "models.attention_maps",
     "check_directory": "checkpoint",
     "convert_directory": "convert",
     "copy_global_projections": "convert",
     "default_global_positions": "layout",
+    "dense_probabilities": "attention.dense",
     "list_model_files": "checkpoint",
+    "mark_choice": "global_tokens",
+    "mark_first_token": "global_tokens",
+    "mark_question": "global_tokens",
+    "mark_spans": "global_tokens",
     "plan_conversion": "convert",
     "resolve": "location",
     "window_attention": "attention.window",
