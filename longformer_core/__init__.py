@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TooLongError,
     )
+    from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine, Generation, Request
     from longformer_core.global_tokens import (
@@ -55,6 +56,7 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "Engine",
+    "Estimate",
     "Generation",
     "GenerationConfig",
     "LEDConfig",
@@ -82,6 +84,7 @@ __all__ = [
     "copy_global_projections",
     "default_global_positions",
     "dense_probabilities",
+    "estimate_cost",
     "list_model_files",
     "mark_choice",
     "mark_first_token",
@@ -97,6 +100,7 @@ _HOME = {
     "ConfigError": "errors",
     "Conversion": "convert",
     "Engine": "generation.engine",
+    "Estimate": "estimate",
     "Generation": "generation.engine",
     "GenerationConfig": "generation.config",
     "LEDConfig": "config",
@@ -124,6 +128,7 @@ _HOME = {
     "copy_global_projections": "convert",
     "default_global_positions": "layout",
     "dense_probabilities": "attention.dense",
+    "estimate_cost": "estimate",
     "list_model_files": "checkpoint",
     "mark_choice": "global_tokens",
     "mark_first_token": "global_tokens",

@@ -21,6 +21,7 @@ RANKS = {
     "global_tokens": 3,
     "models": 4,
     "convert": 5,
+    "estimate": 5,
     "generation": 5,
     "__init__": 6,
 }
