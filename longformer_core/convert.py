@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from longformer_core.checkpoint import load_into, read_state_dict, resolve
 from longformer_core.config import LEDConfig, LongformerConfig, read_json
-from longformer_core.errors import CheckpointError, ConfigError, NonFiniteError, did_you_mean
+from longformer_core.errors import CheckpointError, ConfigError, NonFiniteError
+from longformer_core.families import (
+    FAMILIES,
+    Head,
+    Renames,
+    long_config,
+    num_positions,
+    published_values,
+    scales_embeddings,
+    unused_rows,
+)
 from longformer_core.layout import Layout
 from longformer_core.location import SMALL_FILES
 from longformer_core.models import led, longformer
@@ -33,144 +43,15 @@ _TOKENIZER_FILES = [n for n in SMALL_FILES if n not in ("config.json", "generati
 
 _PROJECTIONS = ("query", "key", "value")
 
-_Renames = tuple[tuple[str, str], ...]
-# Field, the only value that can be converted, and why.
-_Demands = tuple[tuple[str, Any, str], ...]
-
-_ENCODER_NAMES: _Renames = (
-    (r"^(?:bert\.|roberta\.|longformer\.)?(embeddings|encoder|pooler)\.", r"longformer.\1."),
-)
-_BERT_LM_NAMES: _Renames = (
-    (r"^cls\.predictions\.transform\.LayerNorm\.", "lm_head.layer_norm."),
-    (r"^cls\.predictions\.transform\.", "lm_head."),
-    (r"^cls\.predictions\.", "lm_head."),
-)
-# BERT classifies the pooled first token, which is Longformer's classification head in two parts.
-_BERT_CLASSIFIER_NAMES: _Renames = (
-    (r"^classifier\.(weight|bias)$", r"classifier.out_proj.\1"),
-    (r"^longformer\.pooler\.", "classifier."),
-)
-_BART_NAMES: _Renames = (
-    (r"^(?:model\.|led\.)?(shared|encoder|decoder)\.", r"led.\1."),
-    (r"^(led\.encoder\.layers\.\d+\.self_attn\.)q_proj\.", r"\1longformer_self_attn.query."),
-    (r"^(led\.encoder\.layers\.\d+\.self_attn\.)k_proj\.", r"\1longformer_self_attn.key."),
-    (r"^(led\.encoder\.layers\.\d+\.self_attn\.)v_proj\.", r"\1longformer_self_attn.value."),
-    (r"^(led\.encoder\.layers\.\d+\.self_attn\.)out_proj\.", r"\1output."),
-)
-
-_ENCODER_DEMANDS: _Demands = (
-    ("position_embedding_type", "absolute", "Longformer has absolute positions only"),
-    ("is_decoder", False, "Longformer looks both ways"),
-    ("add_cross_attention", False, "Longformer has no cross-attention"),
-)
-_BART_DEMANDS: _Demands = (
-    ("normalize_before", False, "LED normalises after each sublayer"),
-    ("add_final_layer_norm", False, "LED has no layer norm after its last layer"),
-    ("normalize_embedding", True, "LED always normalises the embeddings"),
-    ("static_position_embeddings", False, "LED learns its positions"),
-    ("is_decoder", False, "LED has an encoder"),
-)
-_GELU_HEAD: _Demands = (("hidden_act", "gelu", "Longformer's masked-LM head is always gelu"),)
-
-# Model types that look convertible and are not.
-_REFUSED = {
-    "mbart": "it normalises before each sublayer and once more after the last one, where LED "
-    "normalises after each",
-    "pegasus": "it normalises before each sublayer, and LED after it",
-    "roberta-prelayernorm": "it normalises before each sublayer, and Longformer after it",
-}
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The class that a published class becomes, and what is special about its weights."""
-
-    target: str
-    renames: _Renames = ()
-    demands: _Demands = ()
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How one published `model_type` is laid out, and what it becomes.
-
-    heads: by published class; empty when every class stays what it is. offset: rows of a position
-    table before the first token's; None stands for Longformer's way, pad_token_id + 1 of them, and
-    the config counts them among its positions. defaults: of config.json, where they are not those
-    of the long model.
-    """
-
-    heads: Mapping[str, _Head]
-    tokenizer: str
-    renames: _Renames
-    demands: _Demands = ()
-    offset: int | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_ENCODER_CLASSES = (
-    "Model",
-    "ForMaskedLM",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-)
-
-
-def _heads(name: str) -> dict[str, _Head]:
-    return {f"{name}{part}": _Head(f"Longformer{part}") for part in _ENCODER_CLASSES}
-
-
-def _roberta(name: str) -> _Family:
-    return _Family(_heads(name), f"{name}Tokenizer", _ENCODER_NAMES, _ENCODER_DEMANDS)
-
-
-_BERT_LM = _Head("LongformerForMaskedLM", _BERT_LM_NAMES, _GELU_HEAD)
-_FAMILIES = {
-    "bert": _Family(
-        {
-            **_heads("Bert"),
-            "BertForMaskedLM": _BERT_LM,
-            "BertForPreTraining": _BERT_LM,
-            "BertForSequenceClassification": _Head(
-                "LongformerForSequenceClassification", _BERT_CLASSIFIER_NAMES
-            ),
-        },
-        "BertTokenizer",
-        _ENCODER_NAMES,
-        _ENCODER_DEMANDS,
-        offset=0,
-        defaults={"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
-    ),
-    "roberta": _roberta("Roberta"),
-    "xlm-roberta": _roberta("XLMRoberta"),
-    "camembert": _roberta("Camembert"),
-    "longformer": _Family({}, "LongformerTokenizer", _ENCODER_NAMES),
-    "bart": _Family(
-        {
-            "BartForConditionalGeneration": _Head("LEDForConditionalGeneration"),
-            "BartModel": _Head("LEDForConditionalGeneration"),
-        },
-        "BartTokenizer",
-        _BART_NAMES,
-        _BART_DEMANDS,
-        offset=2,
-        defaults={"max_position_embeddings": 1024, "forced_eos_token_id": 2},
-    ),
-    "led": _Family({}, "LEDTokenizer", _BART_NAMES, offset=0),
-}
-# The sizes of the published long models: tokens of a document, two-sided window.
-_SIZES = {"bart": (16384, 1024)}
-_ENCODER_SIZES = (4096, 512)
-
 
 @dataclass(frozen=True)
 class Conversion:
     """What becomes of a model directory; `write` makes it so.
 
     config: of the result. old_length, new_length: the most tokens of a document, before and after.
-    notes: what a user should know of the result, a sentence each.
+    notes: what a user should know of the result, a sentence each. unused_rows: of the original's
+    position tables, before the first token's. embedding_scale: what the original multiplies its
+    embeddings by when it reads them.
     """
 
     source: Path
@@ -181,6 +62,8 @@ class Conversion:
     old_length: int
     new_length: int
     notes: tuple[str, ...]
+    unused_rows: int
+    embedding_scale: float
 
     def write(self, output: str | Path) -> list[str]:
         """Write the converted directory; return the weights that it has no use for, by name.
@@ -206,8 +89,8 @@ class Conversion:
     def _model(self) -> tuple[PretrainedModel[Any], list[str]]:
         weights = _renamed(read_state_dict(self.source), self._renames())
         _lengthen(self, weights)
-        if self.model_type == "bart" and _scales_embeddings(_values(self.source)):
-            _fold_scale(weights, math.sqrt(self.config.hidden_size))
+        if self.embedding_scale != 1.0:
+            _fold_scale(weights, self.embedding_scale)
         _add_global_projections(weights)
         dtype = next(t.dtype for name, t in weights.items() if name.endswith("query.weight"))
         with torch.device("meta"):
@@ -217,9 +100,9 @@ class Conversion:
         load_into(model, kept, optional=type(model)._optional_weights)
         return model, sorted(set(weights) - set(kept))
 
-    def _renames(self) -> _Renames:
-        family = _FAMILIES[self.model_type]
-        head = family.heads.get(self.source_class, _Head(self.target_class))
+    def _renames(self) -> Renames:
+        family = FAMILIES[self.model_type]
+        head = family.heads.get(self.source_class, Head(self.target_class))
         # Only a bare model's weights have no prefix.
         bare = ((r"^longformer\.", ""),) if self.target_class == "LongformerModel" else ()
         return family.renames + head.renames + bare
@@ -238,44 +121,37 @@ def plan_conversion(
     Raises: ConfigError that names the field of config.json that the long model has no match for.
     """
     source = resolve(model)
-    values = _values(source)
-    model_type = values["model_type"]
-    family = _FAMILIES[model_type]
-    source_class, head = _head(family, values)
-    _check_demands(values, (*family.demands, *head.demands))
-    if values.get("pad_token_id", 1) is None:
-        raise ConfigError("pad_token_id is None; long models count positions from it, so name one")
-    if model_type == "bert":
-        values["sep_token_id"] = _separator(source)
-    if not family.heads and max_length is None and attention_window is None:
-        raise ConfigError(
-            f"{source} holds a {model_type} model, which is long already; name a greater "
-            "max_length or another attention_window"
-        )
-    offset = _offset(model_type, values)
-    if model_type == "led":
-        old = LEDConfig.from_dict(values).max_encoder_position_embeddings
-    else:
-        old = values.get("max_position_embeddings", 512) - (offset if family.offset is None else 0)
-    length, window = _SIZES.get(model_type, _ENCODER_SIZES)
-    if not family.heads:
-        length, window = old, values.get("attention_window", 512)
+    values = published_values(source)
+    family = FAMILIES[values["model_type"]]
+    source_class, head = family.head(values)
+    model_class(head.target)
+    old = num_positions(values)
+    length, window = family.sizes
+    if family.is_long:
+        length, window = old, values.get("attention_window", window)
+        if max_length is None and attention_window is None:
+            raise ConfigError(
+                f"{source} holds a long model already; name a greater max_length or another "
+                "attention_window"
+            )
     new = max_length or max(length, old)
     if new < old:
         raise ConfigError(
             f"max_length {new} is less than the {old} tokens that the model takes already; "
             "documents may always be shorter, so leave the positions as they are"
         )
-    config = _long_config(model_type, values, new, attention_window or window)
+    config = long_config(values, new, attention_window or window)
     return Conversion(
         source=source,
-        model_type=model_type,
+        model_type=values["model_type"],
         source_class=source_class,
         target_class=head.target,
         config=config,
         old_length=old,
         new_length=new,
         notes=tuple(_notes(values, old, new)),
+        unused_rows=unused_rows(values),
+        embedding_scale=math.sqrt(config.hidden_size) if scales_embeddings(values) else 1.0,
     )
 
 
@@ -367,93 +243,21 @@ def model_class(name: str) -> type[PretrainedModel[Any]]:
     raise ConfigError(f"there is no model class {name!r} here; choose a directory of another class")
 
 
-def _values(source: Path) -> dict[str, Any]:
-    """Return config.json of a model that can be converted, with its family's defaults."""
-    values = read_json(source / "config.json")
-    kind = values.get("model_type")
-    if kind in _REFUSED:
-        raise ConfigError(f"model_type {kind!r} cannot be converted: {_REFUSED[kind]}")
-    if kind not in _FAMILIES:
-        raise ConfigError(
-            f"model_type is {kind!r}{did_you_mean(str(kind), _FAMILIES)}; what can be converted is "
-            f"{', '.join(_FAMILIES)}"
-        )
-    return {**_FAMILIES[kind].defaults, **values}
-
-
-def _head(family: _Family, values: Mapping[str, Any]) -> tuple[str, _Head]:
-    """Return the class that config.json names, and what becomes of it."""
-    name = str(next(iter(values.get("architectures") or ()), None))
-    if not family.heads:
-        return name, _Head(model_class(name).__name__)
-    if name not in family.heads:
-        raise ConfigError(
-            f"architectures names {name}; what can be converted is {', '.join(family.heads)}"
-        )
-    return name, family.heads[name]
-
-
-def _check_demands(values: Mapping[str, Any], demands: _Demands) -> None:
-    for name, needed, why in demands:
-        found = values.get(name, needed)
-        if found != needed:
-            raise ConfigError(f"{name} is {found!r}; only {needed!r} can be converted: {why}")
-
-
-def _offset(model_type: str, values: Mapping[str, Any]) -> int:
-    """Return the rows of the original's position table before the first token's."""
-    offset = _FAMILIES[model_type].offset
-    return int(values.get("pad_token_id", 1)) + 1 if offset is None else offset
-
-
-def _long_config(
-    model_type: str, values: Mapping[str, Any], length: int, window: int | list[int]
-) -> LongformerConfig | LEDConfig:
-    dropped = [name for name, _, _ in (*_ENCODER_DEMANDS, *_BART_DEMANDS)]
-    dropped += ["scale_embedding", "max_position_embeddings", "attention_window"]
-    kept = {name: value for name, value in values.items() if name not in dropped}
-    kept["attention_window"] = window
-    if model_type not in ("bart", "led"):
-        kept["max_position_embeddings"] = length + kept.get("pad_token_id", 1) + 1
-        return LongformerConfig.from_dict({**kept, "model_type": "longformer"})
-    kept["max_encoder_position_embeddings"] = length
-    if model_type == "bart":
-        kept["max_decoder_position_embeddings"] = values["max_position_embeddings"]
-        if _scales_embeddings(values):
-            kept["tie_word_embeddings"] = False
-    return LEDConfig.from_dict({**kept, "model_type": "led"})
-
-
-def _scales_embeddings(values: Mapping[str, Any]) -> bool:
-    return bool(values.get("scale_embedding", False))
-
-
-def _separator(source: Path) -> int | None:
-    """Return the id of BERT's [SEP], which its config.json does not tell and Longformer's does."""
-    if (source / "tokenizer.json").is_file():
-        added = read_json(source / "tokenizer.json").get("added_tokens") or []
-        return next((token["id"] for token in added if token["content"] == "[SEP]"), None)
-    if (source / "vocab.txt").is_file():
-        words = (source / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        return words.index("[SEP]") if "[SEP]" in words else None
-    return None
-
-
 def _notes(values: Mapping[str, Any], old: int, new: int) -> Iterator[str]:
     kind = values["model_type"]
     if new > old:
         yield f"the {old} positions are repeated up to {new}; train before you trust the new ones"
-    if _FAMILIES[kind].heads:
+    if not FAMILIES[kind].is_long:
         yield "each global projection is a copy of the local one"
     if kind == "bert":
         yield "the tokenizer is BERT's WordPiece, copied as it is; it is not Longformer's usual one"
         if values["sep_token_id"] is None:
             yield "no tokenizer file tells the id of [SEP]; question answering needs sep_token_id"
-    if _scales_embeddings(values):
+    if scales_embeddings(values):
         yield "scale_embedding is multiplied into the embeddings; lm_head keeps the unscaled ones"
 
 
-def _renamed(weights: Mapping[str, Tensor], renames: _Renames) -> dict[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor], renames: Renames) -> dict[str, Tensor]:
     """Return the weights by new names: every rule is applied in turn."""
     renamed = {}
     for name, tensor in weights.items():
@@ -465,7 +269,7 @@ def _renamed(weights: Mapping[str, Tensor], renames: _Renames) -> dict[str, Tens
 
 def _lengthen(plan: Conversion, weights: dict[str, Tensor]) -> None:
     """Lay out the position tables as the long model does, the encoder's at its new length."""
-    offset = _offset(plan.model_type, _values(plan.source))
+    offset = plan.unused_rows
     if isinstance(plan.config, LEDConfig):
         table, new_offset = "led.encoder.embed_positions.weight", 0
         decoder = "led.decoder.embed_positions.weight"
@@ -515,7 +319,7 @@ def _copy_small_files(plan: Conversion, part: Path) -> None:
     # config.json.
     settings = part / "tokenizer_config.json"
     values = read_json(settings) if settings.is_file() else {}
-    values.setdefault("tokenizer_class", _FAMILIES[plan.model_type].tokenizer)
+    values.setdefault("tokenizer_class", FAMILIES[plan.model_type].tokenizer)
     values["model_max_length"] = plan.new_length
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     settings.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ PACKAGES = ("longformer_core", "pipelines", "jobs")
 RANKS = {
     "errors": 0,
     "config": 1,
+    "families": 2,
     "layout": 2,
     "location": 2,
     "tokenizer": 2,

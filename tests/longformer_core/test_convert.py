@@ -286,7 +286,7 @@ def test_lengths_and_directories_are_checked(tmp_path: Path) -> None:
     convert_directory(tmp_path / "short", tmp_path / "long", max_length=32, attention_window=8)
     with pytest.raises(CheckpointError, match="exists and is not an empty directory"):
         convert_directory(tmp_path / "short", tmp_path / "long")
-    with pytest.raises(ConfigError, match="long already; name a greater max_length"):
+    with pytest.raises(ConfigError, match="a long model already; name a greater"):
         plan_conversion(tmp_path / "long")
     config = json.loads((tmp_path / "short" / "config.json").read_text())
     config["max_position_embeddings"] += 1
@@ -311,6 +311,22 @@ def test_left_out_weights_and_half_precision(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "long" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "long" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_first_published_names(tmp_path: Path) -> None:
+    published = encoder(tmp_path / "short", "Bert", "ForMaskedLM")
+    file = tmp_path / "short" / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    weights = load_file(file)
+    for new, name in old.items():
+        weights = {key.replace(new, name): tensor for key, tensor in weights.items()}
+    weights["bert.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+    save_file(weights, file)
+    plan = plan_conversion(tmp_path / "short", max_length=32, attention_window=2 * LENGTH)
+    assert plan.write(tmp_path / "long") == ["longformer.embeddings.position_ids"]
+    ours = model_class("LongformerForMaskedLM").from_pretrained(tmp_path / "long")
+    with torch.no_grad():
+        assert difference(ours(IDS).logits, published(IDS).logits) <= 1e-5
 
 
 def test_tokenizers_come_along(tmp_path: Path) -> None:
