@@ -149,7 +149,7 @@ def plan_conversion(
         config=config,
         old_length=old,
         new_length=new,
-        notes=tuple(_notes(values, old, new)),
+        notes=tuple(_notes(values, old, new, config)),
         unused_rows=unused_rows(values),
         embedding_scale=math.sqrt(config.hidden_size) if scales_embeddings(values) else 1.0,
     )
@@ -243,12 +243,19 @@ def model_class(name: str) -> type[PretrainedModel[Any]]:
     raise ConfigError(f"there is no model class {name!r} here; choose a directory of another class")
 
 
-def _notes(values: Mapping[str, Any], old: int, new: int) -> Iterator[str]:
-    kind = values["model_type"]
+def _notes(
+    values: Mapping[str, Any], old: int, new: int, config: LongformerConfig | LEDConfig
+) -> Iterator[str]:
+    kind, window = values["model_type"], 2 * max(config.radii)
     if new > old:
         yield f"the {old} positions are repeated up to {new}; train before you trust the new ones"
     if not FAMILIES[kind].is_long:
         yield "each global projection is a copy of the local one"
+    if isinstance(config, LEDConfig) and new % window:
+        yield (
+            f"plain transformers pads to a multiple of the window, {window}, and so takes at most "
+            f"{new // window * window} tokens of these {new}"
+        )
     if kind == "bert":
         yield "the tokenizer is BERT's WordPiece, copied as it is; it is not Longformer's usual one"
         if values["sep_token_id"] is None:

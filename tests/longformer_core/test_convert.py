@@ -230,6 +230,14 @@ def test_longer_still(tmp_path: Path) -> None:
         try_model(tmp_path / f"{name}2")
 
 
+def test_positions_that_padding_to_windows_costs_are_told(tmp_path: Path) -> None:
+    save(tmp_path / "short", "BartForConditionalGeneration", **SEQ2SEQ)
+    plan = plan_conversion(tmp_path / "short", max_length=100, attention_window=16)
+    assert any("takes at most 96 tokens of these 100" in note for note in plan.notes)
+    plan = plan_conversion(tmp_path / "short", max_length=96, attention_window=16)
+    assert not any("takes at most" in note for note in plan.notes)
+
+
 def test_a_long_model_takes_other_windows(tmp_path: Path) -> None:
     encoder(tmp_path / "short", "Roberta", "Model")
     convert_directory(tmp_path / "short", tmp_path / "a", max_length=48, attention_window=8)
