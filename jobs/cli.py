@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from jobs.convert import convert
 from jobs.demo import demo
 from jobs.options import run
 from jobs.summarize import summarize
@@ -16,6 +17,7 @@ def longhaul() -> None:
 
 
 longhaul.add_command(summarize)
+longhaul.add_command(convert)
 longhaul.add_command(demo)
 
 

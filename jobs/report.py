@@ -1,8 +1,12 @@
 """What a job tells at its end, and what it would do: tables on stdout."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
+from longformer_core.config import LEDConfig
+from longformer_core.convert import Conversion
 from pipelines.batch import Report
 from pipelines.corpus import Corpus
 from pipelines.storage import Location
@@ -55,6 +59,27 @@ def print_plan(corpus: Corpus, task: Summarize, output: Location, device: str) -
     options = ", ".join(f"{k}={v}" for k, v in task.generation.to_dict().items() if v is not None)
     table.add_row("generation", options)
     table.add_row("output", str(output))
+    _print(table)
+
+
+def print_conversion(plan: Conversion, output: Path, left_out: list[str], *, dry_run: bool) -> None:
+    """What a conversion reads and writes, or would."""
+    done = "Plan (nothing was written, no weight read)" if dry_run else "Converted"
+    table = _table(done)
+    config = plan.config
+    table.add_row("model", f"{plan.source} ({plan.source_class}, {plan.old_length:,} positions)")
+    table.add_row("becomes", f"{plan.target_class}, {plan.new_length:,} positions")
+    if isinstance(config, LEDConfig):
+        table.add_row("decoder", f"{config.max_decoder_position_embeddings:,} positions, unchanged")
+    windows = sorted({2 * radius for radius in config.radii})
+    table.add_row("attention window", f"{', '.join(map(str, windows))} tokens, both sides together")
+    for note in plan.notes:
+        table.add_row("note", note)
+    for name in left_out:
+        table.add_row("left out", name)
+    table.add_row("output", str(output))
+    if not dry_run:
+        table.add_row("checked", "loads completely; a short document gives finite numbers")
     _print(table)
 
 

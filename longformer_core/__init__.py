@@ -8,9 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longformer_core.attention.dense import dense_probabilities
     from longformer_core.attention.window import window_attention
     from longformer_core.checkpoint import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerConfig
+    from longformer_core.convert import (
+        Conversion,
+        convert_directory,
+        copy_global_projections,
+        plan_conversion,
+    )
     from longformer_core.errors import (
         CheckpointError,
         ConfigError,
@@ -21,10 +28,18 @@ if TYPE_CHECKING:
         TokenizerError,
         TooLongError,
     )
+    from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine, Generation, Request
+    from longformer_core.global_tokens import (
+        mark_choice,
+        mark_first_token,
+        mark_question,
+        mark_spans,
+    )
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.location import resolve
+    from longformer_core.models.attention_maps import attention_dense
     from longformer_core.models.led import (
         LEDForConditionalGeneration,
         LEDForQuestionAnswering,
@@ -44,7 +59,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Conversion",
     "Engine",
+    "Estimate",
     "Generation",
     "GenerationConfig",
     "LEDConfig",
@@ -69,9 +86,19 @@ __all__ = [
     "ShapeError",
     "TokenizerError",
     "TooLongError",
+    "attention_dense",
     "check_directory",
+    "convert_directory",
+    "copy_global_projections",
     "default_global_positions",
+    "dense_probabilities",
+    "estimate_cost",
     "list_model_files",
+    "mark_choice",
+    "mark_first_token",
+    "mark_question",
+    "mark_spans",
+    "plan_conversion",
     "resolve",
     "window_attention",
 ]
@@ -79,7 +106,9 @@ __all__ = [
 _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Conversion": "convert",
     "Engine": "generation.engine",
+    "Estimate": "estimate",
     "Generation": "generation.engine",
     "GenerationConfig": "generation.config",
     "LEDConfig": "config",
@@ -104,9 +133,19 @@ _HOME = {
     "ShapeError": "errors",
     "TokenizerError": "errors",
     "TooLongError": "errors",
+    "attention_dense": "models.attention_maps",
     "check_directory": "checkpoint",
+    "convert_directory": "convert",
+    "copy_global_projections": "convert",
     "default_global_positions": "layout",
+    "dense_probabilities": "attention.dense",
+    "estimate_cost": "estimate",
     "list_model_files": "checkpoint",
+    "mark_choice": "global_tokens",
+    "mark_first_token": "global_tokens",
+    "mark_question": "global_tokens",
+    "mark_spans": "global_tokens",
+    "plan_conversion": "convert",
     "resolve": "location",
     "window_attention": "attention.window",
 }

@@ -26,6 +26,8 @@ SMALL_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
 )
 # Only the first kind that a place has is fetched.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5")

@@ -88,7 +88,7 @@ def beside_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("beside_the_readme")
 def test_every_command_of_ours_parses() -> None:
     calls = calls_of("longhaul")
-    for job in ("summarize", "demo"):
+    for job in ("summarize", "convert", "demo"):
         calls += [[job, *arguments] for arguments in calls_of("python", "-m", f"jobs.{job}")]
     assert {name for name, *_ in calls} == set(longhaul.commands)
     for name, *arguments in calls:

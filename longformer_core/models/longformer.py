@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
 from longformer_core.errors import ShapeError, TooLongError
+from longformer_core.global_tokens import mark_choice, mark_first_token, mark_question
 from longformer_core.layout import Layout
 from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
 from longformer_core.models.losses import classification_loss, span_loss, token_loss
@@ -349,7 +350,8 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         Shapes: labels [B] of classes or values, or [B, labels] of 0.0 and 1.0.
         """
         if global_attention_mask is None:
-            global_attention_mask = _first_token(input_ids, inputs_embeds)
+            tokens = inputs_embeds if input_ids is None else input_ids
+            global_attention_mask = None if tokens is None else mark_first_token(tokens)
         base = self.longformer(
             input_ids,
             attention_mask,
@@ -437,9 +439,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         Raises: ShapeError when no global mask is given and a row has no `</s>`.
         """
         if global_attention_mask is None and input_ids is not None:
-            ends = _first_separators(input_ids, self.config.sep_token_id)
-            count = torch.arange(input_ids.shape[1], device=input_ids.device)
-            global_attention_mask = (count < ends[:, None]).long()
+            global_attention_mask = mark_question(input_ids, self.config.sep_token_id)
         base = self.longformer(
             input_ids,
             attention_mask,
@@ -491,9 +491,8 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             raise ShapeError("give either input_ids or inputs_embeds, and only one of them")
         choices = tokens.shape[1]
         if global_attention_mask is None and input_ids is not None:
-            ends = _first_separators(input_ids.flatten(0, 1), self.config.sep_token_id)
-            count = torch.arange(input_ids.shape[2], device=input_ids.device)
-            global_attention_mask = (count > ends[:, None] + 1).long().view_as(input_ids)
+            marks = mark_choice(input_ids.flatten(0, 1), self.config.sep_token_id)
+            global_attention_mask = marks.view_as(input_ids)
         flat = [
             None if given is None else given.flatten(0, 1)
             for given in (
@@ -520,23 +519,3 @@ def _of_encoder(base: LongformerBaseModelOutputWithPooling) -> dict[str, Any]:
         "attentions": base.attentions,
         "global_attentions": base.global_attentions,
     }
-
-
-def _first_token(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
-    tokens = inputs_embeds if input_ids is None else input_ids
-    if tokens is None:
-        return None
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-    mask[:, :1] = 1
-    return mask
-
-
-def _first_separators(input_ids: Tensor, separator: int | None) -> Tensor:
-    """Return the position [B] of each row's first separator."""
-    is_separator = input_ids.eq(-1 if separator is None else separator)
-    if not bool(is_separator.any(1).all()):
-        raise ShapeError(
-            f"a row has no separator token (id {separator}), so the question's end is unknown; "
-            "give global_attention_mask"
-        )
-    return is_separator.int().argmax(1)
