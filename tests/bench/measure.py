@@ -1,0 +1,58 @@
+"""How the benchmarks measure: side by side, alternating, medians, one JSON line per result."""
+
+import importlib.metadata
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each call; they take turns, the first turn is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def distance(ours: Tensor, oracle: Tensor) -> float:
+    """Return the L2 norm of the difference over the L2 norm of the oracle."""
+    mine, theirs = ours.detach().double(), oracle.detach().double()
+    return float((mine - theirs).norm() / theirs.norm())
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Return by how much the process grew at most during a call (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    kept = call()
+    peak = _status_bytes("VmHWM")
+    del kept
+    return peak - before
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def emit(bench: str, kind: str, **values: Any) -> None:
+    """Print one result with the machine and the versions it was made with."""
+    names = ("longhaul", "torch", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
+    line = {"bench": bench, "kind": kind} | rounded
+    machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    print(json.dumps(line | machine | {"versions": versions}), flush=True)
