@@ -60,7 +60,7 @@ def make_led_directory(
     source = tokenizer or tokenizer_directory()
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(source / name, path / name)
-    vocab_size = LEDTokenizer.from_pretrained(path).vocab_size
+    vocab_size = len(LEDTokenizer.from_pretrained(path))
     config = LEDConfig(**{"vocab_size": vocab_size, **TINY, **config_overrides})
     config.save_pretrained(path, architecture="LEDForConditionalGeneration", dtype="float32")
     save_file(led_weights(config, seed), path / "model.safetensors", metadata={"format": "pt"})

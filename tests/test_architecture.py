@@ -13,14 +13,16 @@ PACKAGES = ("longformer_core", "pipelines", "jobs")
 RANKS = {
     "errors": 0,
     "config": 1,
+    "batch_encoding": 1,
     "layout": 2,
     "location": 2,
-    "tokenizer": 2,
     "attention": 3,
-    "checkpoint": 3,
-    "models": 4,
-    "generation": 5,
-    "__init__": 6,
+    "vocabulary": 3,
+    "tokenizer": 4,
+    "checkpoint": 5,
+    "models": 6,
+    "generation": 7,
+    "__init__": 8,
 }
 # What each package may not import at all, at any depth.
 FORBIDDEN = {
