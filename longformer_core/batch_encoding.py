@@ -1,16 +1,20 @@
-"""What the tokenizer answers: columns by name, and the way from a character to its token and back.
+"""What a call of a tokenizer may ask for, and its answer: columns, and where each token came from.
 
 Shapes: a column of a batch is one list per row, of one length where the batch was padded; of a
 single text it is the list itself. Positions of characters, words and tokens count from 0.
 """
 
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 from longformer_core.errors import TokenizerError, did_you_mean
 
-TENSOR_TYPES = ("pt", "np")
+_TENSORS = ("pt", "np")
+PADDING = (False, True, "do_not_pad", "longest", "max_length")
+_TRUNCATION = (None, False, True, "do_not_truncate", "longest_first", "only_first", "only_second")
+SIDES = (None, "right", "left")
 
 
 class CharSpan(NamedTuple):
@@ -25,6 +29,68 @@ class TokenSpan(NamedTuple):
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """What a call of a tokenizer may ask for. Lengths are in tokens, special ones included.
+
+    Raises: TokenizerError for a value that is not among the choices.
+    """
+
+    add_special_tokens: bool = True
+    # True or "longest": to the longest row. "max_length": to max_length or model_max_length.
+    padding: bool | str = False
+    # True or "longest_first": token by token from the longer text of a pair. None: only where
+    # max_length is given and padding is not.
+    truncation: bool | str | None = None
+    max_length: int | None = None
+    # How many tokens each further window of a truncated text repeats from the one before it.
+    stride: int = 0
+    is_split_into_words: bool = False
+    pad_to_multiple_of: int | None = None
+    padding_side: str | None = None
+    return_tensors: str | None = None
+    return_token_type_ids: bool | None = None
+    return_attention_mask: bool | None = None
+    # One row per window, and the column overflow_to_sample_mapping; else the first window alone.
+    return_overflowing_tokens: bool = False
+    return_special_tokens_mask: bool = False
+    return_offsets_mapping: bool = False
+    return_length: bool = False
+    # Whether to log, once, that a text is longer than model_max_length.
+    verbose: bool = True
+    # None is the tokenizer's own setting.
+    split_special_tokens: bool | None = None
+    add_prefix_space: bool | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "EncodeOptions":
+        """Check the names of options, then their values."""
+        known = [field.name for field in fields(cls)]
+        for name in options.keys() - set(known):
+            raise TokenizerError(f"a tokenizer has no option {name!r}{did_you_mean(name, known)}")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        check_choice("padding", self.padding, PADDING)
+        check_choice("truncation", self.truncation, _TRUNCATION)
+        check_choice("padding_side", self.padding_side, SIDES)
+        for name, least in (("max_length", 0), ("stride", 0), ("pad_to_multiple_of", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TokenizerError(f"{name} is {value}; it must be {least} or more")
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns to build from encodings."""
+        asked = {
+            "input_ids": True,
+            "token_type_ids": self.return_token_type_ids,
+            "attention_mask": self.return_attention_mask is not False,
+            "special_tokens_mask": self.return_special_tokens_mask,
+            "offset_mapping": self.return_offsets_mapping,
+        }
+        return [name for name, is_asked in asked.items() if is_asked]
 
 
 class BatchEncoding(UserDict[str, Any]):
@@ -166,6 +232,13 @@ class BatchEncoding(UserDict[str, Any]):
         return self.encodings[index]
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise TokenizerError for a value that is none of the choices, with the closest one."""
+    if value not in choices:
+        hint = did_you_mean(str(value), [c for c in choices if isinstance(c, str)])
+        raise TokenizerError(f"{name}={value!r} is not known{hint}; choices: {choices}")
+
+
 def _address(row_or_position: int, position: int | None) -> tuple[int, int]:
     return (0, row_or_position) if position is None else (row_or_position, position)
 
@@ -185,6 +258,6 @@ def _tensor_maker(tensor_type: str) -> Callable[[Any], Any]:
 
         return lambda column: a if (a := np.asarray(column)).size else a.astype(np.int64)
     raise TokenizerError(
-        f"return_tensors={tensor_type!r} is not known{did_you_mean(tensor_type, TENSOR_TYPES)}; "
+        f"return_tensors={tensor_type!r} is not known{did_you_mean(tensor_type, _TENSORS)}; "
         "take 'pt', 'np' or None"
     )

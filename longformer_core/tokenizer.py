@@ -7,14 +7,19 @@ threads do not disturb each other (TOKENIZERS_PARALLELISM=false in the environme
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from longformer_core.batch_encoding import BatchEncoding
-from longformer_core.errors import TokenizerError, did_you_mean
+from longformer_core.batch_encoding import (
+    PADDING,
+    SIDES,
+    BatchEncoding,
+    EncodeOptions,
+    check_choice,
+)
+from longformer_core.errors import TokenizerError
 from longformer_core.vocabulary import NO_LIMIT, Vocabulary, copy_rules
 
 if TYPE_CHECKING:
@@ -26,9 +31,6 @@ _logger = logging.getLogger(__name__)
 # at a time keep every core busy with documents and stay below half a gigabyte.
 _BATCH_BYTES = 4 << 20
 
-_PADDING = (False, True, "do_not_pad", "longest", "max_length")
-_TRUNCATION = (None, False, True, "do_not_truncate", "longest_first", "only_first", "only_second")
-_SIDES = (None, "right", "left")
 # The column of a result, and where the library's encoding has it.
 _COLUMNS = {
     "input_ids": "ids",
@@ -46,68 +48,6 @@ _FILLS = {
 }
 # English writes these without the space before them (and the quotation mark without either).
 _JOINED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions:
-    """What a call of a tokenizer may ask for. Lengths are in tokens, special ones included.
-
-    Raises: TokenizerError for a value that is not among the choices.
-    """
-
-    add_special_tokens: bool = True
-    # True or "longest": to the longest row. "max_length": to max_length or model_max_length.
-    padding: bool | str = False
-    # True or "longest_first": token by token from the longer text of a pair. None: only where
-    # max_length is given and padding is not.
-    truncation: bool | str | None = None
-    max_length: int | None = None
-    # How many tokens each further window of a truncated text repeats from the one before it.
-    stride: int = 0
-    is_split_into_words: bool = False
-    pad_to_multiple_of: int | None = None
-    padding_side: str | None = None
-    return_tensors: str | None = None
-    return_token_type_ids: bool | None = None
-    return_attention_mask: bool | None = None
-    # One row per window, and the column overflow_to_sample_mapping; else the first window alone.
-    return_overflowing_tokens: bool = False
-    return_special_tokens_mask: bool = False
-    return_offsets_mapping: bool = False
-    return_length: bool = False
-    # Whether to log, once, that a text is longer than model_max_length.
-    verbose: bool = True
-    # None is the tokenizer's own setting.
-    split_special_tokens: bool | None = None
-    add_prefix_space: bool | None = None
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "EncodeOptions":
-        """Check the names of options, then their values."""
-        known = [field.name for field in fields(cls)]
-        for name in options.keys() - set(known):
-            raise TokenizerError(f"a tokenizer has no option {name!r}{did_you_mean(name, known)}")
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        _check_choice("padding", self.padding, _PADDING)
-        _check_choice("truncation", self.truncation, _TRUNCATION)
-        _check_choice("padding_side", self.padding_side, _SIDES)
-        for name, least in (("max_length", 0), ("stride", 0), ("pad_to_multiple_of", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise TokenizerError(f"{name} is {value}; it must be {least} or more")
-
-    def columns(self) -> list[str]:
-        """Return the names of the columns to build from encodings."""
-        asked = {
-            "input_ids": True,
-            "token_type_ids": self.return_token_type_ids,
-            "attention_mask": self.return_attention_mask is not False,
-            "special_tokens_mask": self.return_special_tokens_mask,
-            "offset_mapping": self.return_offsets_mapping,
-        }
-        return [name for name, is_asked in asked.items() if is_asked]
 
 
 class LongformerTokenizerFast(Vocabulary):
@@ -185,8 +125,8 @@ class LongformerTokenizerFast(Vocabulary):
         Arrays and tensors are answered in kind.
         Raises: TokenizerError when there are no `input_ids`, or a tensor cannot be made.
         """
-        _check_choice("padding", padding, _PADDING)
-        _check_choice("padding_side", padding_side, _SIDES)
+        check_choice("padding", padding, PADDING)
+        check_choice("padding_side", padding_side, SIDES)
         columns, kind = _plain_columns(encoded_inputs)
         is_single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
         if is_single:
@@ -436,12 +376,6 @@ class LEDTokenizerFast(LongformerTokenizerFast):
 
 LongformerTokenizer = LongformerTokenizerFast
 LEDTokenizer = LEDTokenizerFast
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        hint = did_you_mean(str(value), [c for c in choices if isinstance(c, str)])
-        raise TokenizerError(f"{name}={value!r} is not known{hint}; choices: {choices}")
 
 
 def _rows(text: Any, pair: Any, is_split: bool) -> tuple[list[Any], bool]:
