@@ -59,7 +59,7 @@ class LongformerTokenizerFast(Vocabulary):
     """
 
     model_input_names = ("input_ids", "attention_mask")
-    _has_logged_length = False
+    _logged: frozenset[str] = frozenset()
 
     def __call__(
         self,
@@ -352,20 +352,22 @@ class LongformerTokenizerFast(Vocabulary):
     def _model_limit(self, purpose: str) -> int | None:
         if self.model_max_length < NO_LIMIT:
             return self.model_max_length
-        _logger.warning(
-            "no %s: there is no max_length, and the tokenizer has no model_max_length", purpose
+        self._log_once(
+            f"no {purpose}: there is no max_length, and the tokenizer has no model_max_length"
         )
         return None
 
     def _log_length(self, length: int) -> None:
-        if length > self.model_max_length and not self._has_logged_length:
-            self._has_logged_length = True
-            _logger.warning(
-                "a text has %d tokens and the model takes %d (model_max_length): set truncation or "
-                "max_length, or cut it into windows; longer texts are not reported again",
-                length,
-                self.model_max_length,
+        if length > self.model_max_length:
+            self._log_once(
+                f"a text is longer than the {self.model_max_length} tokens of the model "
+                "(model_max_length); set truncation or max_length, or cut it into windows"
             )
+
+    def _log_once(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged |= {message}
+            _logger.warning(message)
 
 
 class LEDTokenizerFast(LongformerTokenizerFast):

@@ -165,14 +165,15 @@ def trained_tokenizer_directory() -> Path:
 
 def corpus_texts(n: int, min_tokens: int = 1) -> list[str]:
     """Return `n` different real texts of at least `min_tokens` words (and so tokens) each."""
-    texts = [text for text in _all_texts() if len(text.split()) >= min_tokens]
+    texts = [text for text in all_texts() if len(text.split()) >= min_tokens]
     if len(texts) < n:
         raise ValueError(f"{len(texts)} texts have {min_tokens} words; {n} were asked for")
     return texts[:n]
 
 
 @functools.cache
-def _all_texts() -> tuple[str, ...]:
+def all_texts() -> tuple[str, ...]:
+    """Return every different text of the two validation sets, or of the standard library."""
     data = data_folder()
     if data is None:
         return _library_sources()
