@@ -385,7 +385,7 @@ def _add_stored(backend: Tokenizer, settings: Mapping[str, Any], *, is_bare: boo
                 f"the settings give the added token {token['content']!r} the id {number}, and the "
                 f"vocabulary {found}; take the files of one and the same tokenizer"
             )
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
     extra = [_content(token) for name in _EXTRA for token in settings.get(name) or []]
     backend.add_special_tokens([_special(token) for token in extra if token not in known])
 

@@ -3,9 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -230,3 +233,115 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\nb c\n", encoding="utf-8")
     with pytest.raises(TokenizerError, match="do not fit together"):
         LEDTokenizer.from_pretrained(tmp_path)
+
+
+def test_special_tokens_around_raw_ids(tokenizer: LEDTokenizer) -> None:
+    build, mask = tokenizer.build_inputs_with_special_tokens, tokenizer.get_special_tokens_mask
+    types = tokenizer.create_token_type_ids_from_sequences
+    assert build([5, 6]) == [0, 5, 6, 2]
+    assert build([5, 6], [7]) == [0, 5, 6, 2, 2, 7, 2]
+    assert build([], []) == [0, 2, 2, 2]
+    assert mask([5, 6]) == [1, 0, 0, 1]
+    assert mask([5, 6], [7]) == [1, 0, 0, 1, 1, 0, 1]
+    assert mask([0, 5, 1, 2], already_has_special_tokens=True) == [1, 0, 1, 1]
+    with pytest.raises(TokenizerError, match="hold both texts"):
+        mask([0], [2], already_has_special_tokens=True)
+    assert types([5, 6]) == [0] * 4
+    assert types([5, 6], [7]) == [0] * 7
+    assert tokenizer.num_special_tokens_to_add() == 2
+    assert tokenizer.num_special_tokens_to_add(pair=True) == 4
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_rows_of_columns(tokenizer: LEDTokenizer, side: str) -> None:
+    rows = [
+        {"input_ids": [0, 9, 8, 2], "global_attention_mask": [1, 0, 0, 0], "labels": 1},
+        {"input_ids": [0, 2], "global_attention_mask": [1, 0], "labels": 0},
+    ]
+    padded = tokenizer.pad(rows, padding_side=side, pad_to_multiple_of=3, return_tensors="pt")
+    expected = {
+        "input_ids": [[0, 9, 8, 2, 1, 1], [0, 2, 1, 1, 1, 1]],
+        "attention_mask": [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]],
+        "global_attention_mask": [[1, 0, 0, 0, -1, -1], [1, 0, -1, -1, -1, -1]],
+    }
+    if side == "left":
+        expected = {
+            "input_ids": [[1, 1, 0, 9, 8, 2], [1, 1, 1, 1, 0, 2]],
+            "attention_mask": [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]],
+            "global_attention_mask": [[-1, -1, 1, 0, 0, 0], [-1, -1, -1, -1, 1, 0]],
+        }
+    assert {name: column.tolist() for name, column in padded.items()} == {
+        **expected,
+        "labels": [1, 0],
+    }
+    assert rows[1] == {"input_ids": [0, 2], "global_attention_mask": [1, 0], "labels": 0}
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", None])
+def test_padding_equals_the_reference(
+    tokenizer: LEDTokenizer, oracle: PreTrainedTokenizerBase, kind: str | None
+) -> None:
+    rows = [
+        {"input_ids": [0, 9, 2], "token_type_ids": [0] * 3},
+        {"input_ids": [2], "token_type_ids": [0]},
+    ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for inputs in (rows, columns, rows[0]):
+        for options in ({}, {"padding": "max_length", "max_length": 5}, {"padding": False}):
+            if kind is not None and options == {"padding": False} and inputs is not rows[0]:
+                continue
+            got = tokenizer.pad(inputs, return_tensors=kind, **options)
+            expected = oracle.pad(inputs, return_tensors=kind, **options)
+            assert got.keys() == expected.keys()
+            for name in got:
+                assert type(got[name]) is type(expected[name])
+                assert listed(got[name]) == listed(expected[name])
+
+
+def listed(column: Any) -> Any:
+    return column.tolist() if hasattr(column, "tolist") else column
+
+
+def test_padding_answers_in_kind(tokenizer: LEDTokenizer) -> None:
+    tensors = [{"input_ids": torch.tensor([0, 5, 2])}, {"input_ids": torch.tensor([0, 2])}]
+    assert tokenizer.pad(tensors).input_ids.tolist() == [[0, 5, 2], [0, 2, 1]]
+    assert isinstance(tokenizer.pad(tensors).input_ids, torch.Tensor)
+    array = tokenizer.pad({"input_ids": np.array([[0, 2]])}, padding="max_length", max_length=3)
+    assert isinstance(array.input_ids, np.ndarray)
+    assert tokenizer.pad([tokenizer("a"), tokenizer("a b")]).attention_mask[0][-1] == 0
+    assert tokenizer.pad({"input_ids": []}).data == {"input_ids": [], "attention_mask": []}
+    assert "attention_mask" not in tokenizer.pad({"input_ids": [5]}, return_attention_mask=False)
+
+
+def test_padding_refuses(tokenizer: LEDTokenizer) -> None:
+    with pytest.raises(TokenizerError, match="no input_ids"):
+        tokenizer.pad({"ids": [1]})
+    with pytest.raises(TokenizerError, match="same columns"):
+        tokenizer.pad([{"input_ids": [1]}, {"input_ids": [1], "labels": [1]}])
+    with pytest.raises(TokenizerError, match="'labels' does not fit"):
+        tokenizer.pad(
+            [{"input_ids": [1], "labels": [1]}, {"input_ids": [1], "labels": [1, 2]}],
+            return_tensors="pt",
+        )
+    with pytest.raises(TokenizerError, match="did you mean 'longest'"):
+        tokenizer.pad({"input_ids": [1]}, padding="longst")
+
+
+def test_decoding_takes_what_models_return(tokenizer: LEDTokenizer) -> None:
+    rows = tokenizer(["one , two", "three"], padding=True, return_tensors="pt").input_ids
+    assert tokenizer.decode(rows, skip_special_tokens=True) == ["one , two", "three"]
+    assert tokenizer.batch_decode(rows.numpy(), skip_special_tokens=True) == ["one , two", "three"]
+    assert (
+        tokenizer.decode(rows[0], skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        == "one, two"
+    )
+    assert tokenizer.decode(2) == "</s>"
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.batch_decode([0, 2]) == ["<s>", "</s>"]
+
+
+def test_cleaning_up_joins_what_english_joins(tokenizer: LEDTokenizer) -> None:
+    text = "it 's , well . do n't ? yes !"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == "it's, well. don't? yes!"

@@ -106,7 +106,7 @@ def test_calls(both: tuple[LEDTokenizer, PublishedTokenizer], call: dict[str, An
     assert_same(ours(**call), published(**call))
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
 def test_validation_texts(both: tuple[LEDTokenizer, PublishedTokenizer], every: int) -> None:
     """Whole, and in windows beside a question: ids, masks, offsets and the row of each window."""
     ours, published = both
