@@ -14,7 +14,7 @@ from longformer_core.errors import TokenizerError, did_you_mean
 _TENSORS = ("pt", "np")
 PADDING = (False, True, "do_not_pad", "longest", "max_length")
 _TRUNCATION = (None, False, True, "do_not_truncate", "longest_first", "only_first", "only_second")
-SIDES = (None, "right", "left")
+SIDES = ("right", "left")
 
 
 class CharSpan(NamedTuple):
@@ -75,7 +75,7 @@ class EncodeOptions:
     def __post_init__(self) -> None:
         check_choice("padding", self.padding, PADDING)
         check_choice("truncation", self.truncation, _TRUNCATION)
-        check_choice("padding_side", self.padding_side, SIDES)
+        check_choice("padding_side", self.padding_side, (None, *SIDES))
         for name, least in (("max_length", 0), ("stride", 0), ("pad_to_multiple_of", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

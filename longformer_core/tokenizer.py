@@ -126,7 +126,7 @@ class LongformerTokenizerFast(Vocabulary):
         Raises: TokenizerError when there are no `input_ids`, or a tensor cannot be made.
         """
         check_choice("padding", padding, PADDING)
-        check_choice("padding_side", padding_side, SIDES)
+        side = self._padding_side(padding_side)
         columns, kind = _plain_columns(encoded_inputs)
         is_single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
         if is_single:
@@ -136,7 +136,6 @@ class LongformerTokenizerFast(Vocabulary):
             columns.setdefault("attention_mask", [[1] * length for length in lengths])
         target = self._padded_length(lengths, padding, max_length, pad_to_multiple_of)
         if target is not None:
-            side = padding_side or self.padding_side
             for name, fill in {"input_ids": self.pad_token_id, **_FILLS}.items():
                 if name in columns:
                     columns[name] = [_filled(row, target, fill, side) for row in columns[name]]
@@ -295,6 +294,7 @@ class LongformerTokenizerFast(Vocabulary):
                     f"and stride is {options.stride}; raise max_length or lower stride"
                 )
             side = self.truncation_side
+            check_choice("truncation_side", side, SIDES)
             backend.enable_truncation(
                 max_length, stride=options.stride, strategy=strategy, direction=side
             )
@@ -327,10 +327,15 @@ class LongformerTokenizerFast(Vocabulary):
             options.pad_to_multiple_of,
         )
         if length is not None:
-            side = options.padding_side or self.padding_side
+            side = self._padding_side(options.padding_side)
             pad = {"pad_id": self.pad_token_id, "pad_token": self.pad_token, "direction": side}
             for encoding in encodings:
                 encoding.pad(length, pad_type_id=self.pad_token_type_id, **pad)
+
+    def _padding_side(self, of_call: str | None) -> str:
+        side = self.padding_side if of_call is None else of_call
+        check_choice("padding_side", side, SIDES)
+        return side
 
     def _padded_length(
         self,

@@ -219,14 +219,17 @@ class Vocabulary:
         return [_known_id(self._backend, token) for token in self.all_special_tokens]
 
     def add_tokens(
-        self, new_tokens: "str | AddedToken | Sequence[str | AddedToken]", special: bool = False
+        self,
+        new_tokens: "str | AddedToken | Sequence[str | AddedToken]",
+        special_tokens: bool = False,
     ) -> int:
         """Add tokens after the highest id, and return how many were new.
 
+        `special_tokens`: decoding leaves them out on request.
         The model must grow as well: its embedding has one row per id.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
-        add = self._backend.add_special_tokens if special else self._backend.add_tokens
+        add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
         before = len(self)
         add(tokens)
         return len(self) - before

@@ -325,6 +325,16 @@ def test_padding_refuses(tokenizer: LEDTokenizer) -> None:
         )
     with pytest.raises(TokenizerError, match="did you mean 'longest'"):
         tokenizer.pad({"input_ids": [1]}, padding="longst")
+    with pytest.raises(TokenizerError, match="did you mean 'left'"):
+        tokenizer.pad({"input_ids": [1]}, padding_side="lft")
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_a_side_that_is_none_is_refused_where_it_is_used(side: str) -> None:
+    tokenizer = LEDTokenizer.from_pretrained(tokenizer_directory())
+    setattr(tokenizer, side, "rigth")
+    with pytest.raises(TokenizerError, match=f"{side}='rigth'.*did you mean 'right'"):
+        tokenizer("a b", padding=True, truncation=True, max_length=9)
 
 
 def test_decoding_takes_what_models_return(tokenizer: LEDTokenizer) -> None:
