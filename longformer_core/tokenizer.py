@@ -232,6 +232,7 @@ class LongformerTokenizerFast(Vocabulary):
             raise TokenizerError(
                 f"encode_arrow takes string or large_string, not {texts.type}; cast the column"
             )
+        backend = self._backend_for(EncodeOptions(), is_pair=False)
         sizes = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
         is_valid = texts.is_valid().to_numpy(zero_copy_only=False)
         lengths = np.zeros(len(texts), dtype=np.int64)
@@ -239,7 +240,7 @@ class LongformerTokenizerFast(Vocabulary):
         for start, stop in _spans(sizes):
             rows = start + np.flatnonzero(is_valid[start:stop])
             documents = _strings(texts.slice(start, stop - start).drop_null(), start)
-            encodings = self._backend.encode_batch_fast(documents)
+            encodings = backend.encode_batch_fast(documents)
             lengths[rows] = [len(encoding) for encoding in encodings]
             parts.extend(np.fromiter(e.ids, dtype=np.int32, count=len(e)) for e in encodings)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)

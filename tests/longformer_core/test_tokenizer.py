@@ -163,6 +163,13 @@ def test_arrow_lists_hold_the_ids_of_each_row(
     assert ids.to_pylist() == [None if t is None else tokenizer.encode(t) for t in rows]
 
 
+def test_arrow_follows_the_settings_of_the_tokenizer() -> None:
+    tokenizer = LEDTokenizer.from_pretrained(tokenizer_directory(), split_special_tokens=True)
+    (ids,) = tokenizer.encode_arrow(pa.array(["a</s>b"])).to_pylist()
+    assert ids == tokenizer.encode("a</s>b")
+    assert ids.count(tokenizer.eos_token_id) == 1
+
+
 def test_arrow_slices_and_empty_arrays(tokenizer: LEDTokenizer) -> None:
     texts = pa.array(["a", "b", None, "c"]).slice(1, 2)
     assert tokenizer.encode_arrow(texts).to_pylist() == [tokenizer.encode("b"), None]

@@ -179,7 +179,10 @@ def test_any_unicode_with_any_options(
     got = outcome(lambda: ours(texts, pairs, **options))
     # The reference warns, here an error, of a max_length that padding leaves without effect.
     expected = outcome(lambda: published(texts, pairs, verbose=False, **options))
-    if isinstance(expected, BaseException):
+    if "lower stride" in str(got):
+        # Refused for any text; the reference fails when it meets one that has to be cut.
+        assert options["stride"] >= options["max_length"] - (4 if is_pair else 2)
+    elif isinstance(expected, BaseException):
         assert isinstance(got, TokenizerError)
     else:
         assert_same(got, expected)
