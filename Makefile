@@ -3,6 +3,7 @@
 #   make test     install, then run the tests
 #   make check    install, then lint, format check and types
 #   make gpu      the tests that need a GPU, with the Python at hand and nothing installed
+#   make test-legacy   the comparisons with transformers 4, in an environment of their own
 
 # PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
 # that exists. TORCH is what pip is asked for first, options included; nothing replaces it later.
@@ -11,6 +12,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# transformers 4 and 5 exclude one another, so what 5 dropped is compared in a second environment.
+VENV_LEGACY ?= .venv-legacy
+LEGACY ?= transformers==4.57.6 tokenizers safetensors pytest hypothesis numpy pyarrow h5py tensorflow-cpu tf-keras
 
 export TORCH
 
@@ -20,9 +24,10 @@ PIP := $(BIN)/python -m pip
 HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
 HAS_DEV := $(VENV)/.longhaul-dev
+HAS_LEGACY := $(VENV_LEGACY)/.longhaul-legacy
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check gpu
+.PHONY: demo test check gpu test-legacy
 
 demo: $(HAS_JOBS)
 	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
@@ -37,6 +42,15 @@ check: $(HAS_DEV)
 
 gpu:
 	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+
+# The ordinary options leave tests/legacy out, so they are set aside.
+test-legacy: $(HAS_LEGACY)
+	$(VENV_LEGACY)/bin/python -m pytest -o addopts= -ra tests/legacy $(PYTEST_ARGS)
+
+$(HAS_LEGACY): Makefile
+	test -x $(VENV_LEGACY)/bin/python || $(PYTHON) -m venv $(VENV_LEGACY)
+	$(VENV_LEGACY)/bin/python -m pip install $$TORCH $(LEGACY)
+	touch $@
 
 # $$TORCH, the shell's own variable: a ">=" in it is not a redirection.
 $(HAS_TORCH):

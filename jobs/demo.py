@@ -231,7 +231,7 @@ def write_model(directory: Path, texts: list[str]) -> None:
     train_vocabulary(directory, texts)
     tokenizer = LEDTokenizer.from_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    config = LEDConfig(vocab_size=tokenizer.vocab_size, **_MODEL)
+    config = LEDConfig(vocab_size=len(tokenizer), **_MODEL)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LEDForConditionalGeneration(config).save_pretrained(directory)

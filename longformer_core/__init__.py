@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longformer_core.attention.dense import dense_probabilities
     from longformer_core.attention.window import window_attention
+    from longformer_core.batch_encoding import BatchEncoding
     from longformer_core.checkpoint import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerConfig
     from longformer_core.convert import (
@@ -54,9 +55,15 @@ if TYPE_CHECKING:
         LongformerForTokenClassification,
         LongformerModel,
     )
-    from longformer_core.tokenizer import LEDTokenizer, LEDTokenizerFast
+    from longformer_core.tokenizer import (
+        LEDTokenizer,
+        LEDTokenizerFast,
+        LongformerTokenizer,
+        LongformerTokenizerFast,
+    )
 
 __all__ = [
+    "BatchEncoding",
     "CheckpointError",
     "ConfigError",
     "Conversion",
@@ -80,6 +87,8 @@ __all__ = [
     "LongformerForSequenceClassification",
     "LongformerForTokenClassification",
     "LongformerModel",
+    "LongformerTokenizer",
+    "LongformerTokenizerFast",
     "NonFiniteError",
     "OutOfMemoryError",
     "Request",
@@ -104,6 +113,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "BatchEncoding": "batch_encoding",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "Conversion": "convert",
@@ -127,6 +137,8 @@ _HOME = {
     "LongformerForSequenceClassification": "models.longformer",
     "LongformerForTokenClassification": "models.longformer",
     "LongformerModel": "models.longformer",
+    "LongformerTokenizer": "tokenizer",
+    "LongformerTokenizerFast": "tokenizer",
     "NonFiniteError": "errors",
     "OutOfMemoryError": "errors",
     "Request": "generation.engine",

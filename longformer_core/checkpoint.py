@@ -89,7 +89,7 @@ def check_directory(directory: str | Path) -> list[str]:
     except CheckpointError as error:
         problems.append(str(error))
     try:
-        tokens = LEDTokenizer.from_pretrained(path).vocab_size
+        tokens = len(LEDTokenizer.from_pretrained(path))
         if config is not None and tokens > config.vocab_size:
             problems.append(
                 f"the tokenizer of {path} has {tokens} ids and the model only vocab_size "

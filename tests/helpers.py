@@ -60,7 +60,7 @@ def make_led_directory(
     source = tokenizer or tokenizer_directory()
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(source / name, path / name)
-    vocab_size = LEDTokenizer.from_pretrained(path).vocab_size
+    vocab_size = len(LEDTokenizer.from_pretrained(path))
     config = LEDConfig(**{"vocab_size": vocab_size, **TINY, **config_overrides})
     config.save_pretrained(path, architecture="LEDForConditionalGeneration", dtype="float32")
     save_file(led_weights(config, seed), path / "model.safetensors", metadata={"format": "pt"})
@@ -165,14 +165,15 @@ def trained_tokenizer_directory() -> Path:
 
 def corpus_texts(n: int, min_tokens: int = 1) -> list[str]:
     """Return `n` different real texts of at least `min_tokens` words (and so tokens) each."""
-    texts = [text for text in _all_texts() if len(text.split()) >= min_tokens]
+    texts = [text for text in all_texts() if len(text.split()) >= min_tokens]
     if len(texts) < n:
         raise ValueError(f"{len(texts)} texts have {min_tokens} words; {n} were asked for")
     return texts[:n]
 
 
 @functools.cache
-def _all_texts() -> tuple[str, ...]:
+def all_texts() -> tuple[str, ...]:
+    """Return every different text of the two validation sets, or of the standard library."""
     data = data_folder()
     if data is None:
         return _library_sources()

@@ -51,6 +51,7 @@ def test_public_names() -> None:
     for name in longformer_core.__all__:
         assert getattr(longformer_core, name).__module__.startswith("longformer_core.")
     assert longformer_core.__all__ == [
+        "BatchEncoding",
         "CheckpointError",
         "ConfigError",
         "Conversion",
@@ -74,6 +75,8 @@ def test_public_names() -> None:
         "LongformerForSequenceClassification",
         "LongformerForTokenClassification",
         "LongformerModel",
+        "LongformerTokenizer",
+        "LongformerTokenizerFast",
         "NonFiniteError",
         "OutOfMemoryError",
         "Request",
