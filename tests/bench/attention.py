@@ -46,8 +46,8 @@ def blocks_of_sdpa(inputs: Inputs) -> Callable[[], Tensor]:
         low, high = max(0, start - RADIUS), min(n, start + BLOCK + RADIUS)
         rows, columns = torch.arange(start, min(start + BLOCK, n)), torch.arange(low, high)
         mask = (rows[:, None] - columns).abs() <= RADIUS
-        if low:
-            mask = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), mask], 1)
+        first = torch.ones(len(rows), 1, dtype=torch.bool)
+        mask = torch.cat([first, mask if low else mask[:, 1:]], 1)
         plan.append((start, low, high, mask))
 
     @torch.no_grad()

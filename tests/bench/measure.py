@@ -50,8 +50,7 @@ def _status_bytes(field: str) -> int:
 
 def emit(bench: str, kind: str, **values: Any) -> None:
     """Print one result with the machine and the versions it was made with."""
-    names = ("longhaul", "torch", "transformers")
-    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
     line = {"bench": bench, "kind": kind} | rounded
     machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
