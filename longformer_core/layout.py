@@ -5,8 +5,9 @@ Shape letters: B documents, T packed tokens, G global tokens of the whole batch.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import TypeVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from longformer_core.errors import ShapeError
 
 _Plan = TypeVar("_Plan")
+_ALIVE: "WeakValueDictionary[int, Layout]" = WeakValueDictionary()
 
 
 def default_global_positions(length: int) -> tuple[int, ...]:
@@ -43,6 +45,16 @@ class Layout:
     is_valid: Tensor | None
     is_visible: Tensor | None
     _plans: dict[Hashable, object] = field(default_factory=dict, repr=False)
+    # Under this number compiled graphs name a layout: they pass tensors and numbers only.
+    number: int = field(default_factory=count().__next__, repr=False)
+
+    def __post_init__(self) -> None:
+        _ALIVE[self.number] = self
+
+    @staticmethod
+    def of_number(number: int) -> "Layout":
+        """Return the layout with this number, which must still be in use."""
+        return _ALIVE[number]
 
     @classmethod
     def from_lengths(

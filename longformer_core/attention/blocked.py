@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core.layout import Layout
@@ -56,21 +55,105 @@ def blocked_attention(
     The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
     Numerics: softmax in float32 for narrower inputs.
     """
-    blocks = layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius)))
-    wide = torch.promote_types(q.dtype, torch.float32)
-    if dropout_p or (q.device.type == "cpu" and q.dtype == wide):
-        # Only the explicit form can drop the same probabilities again in the backward pass.
-        dropout = (dropout_p, int(torch.randint(2**48, ())) if dropout_p else 0)
-        inputs = (x.to(wide) for x in (q, k, v))
-        attend: Any = _Explicit.apply
-        out = attend(*inputs, layout, radius, scale, blocks, dropout).to(q.dtype)
+    # One operator, not many: torch.compile and torch.export see a single node of known shape.
+    dtype, seed = q.dtype, 0
+    if dropout_p:
+        # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
+        wide = torch.promote_types(dtype, torch.float32)
+        q, k, v, seed = q.to(wide), k.to(wide), v.to(wide), int(torch.randint(2**48, ()))
+    out: Tensor = _attend(q, k, v, layout.number, radius, scale, dropout_p, seed)
+    return out.to(dtype)
+
+
+@torch.library.custom_op("longhaul::blocked_attention", mutates_args=())
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: int,
+    radius: int,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> Tensor:
+    call = _Call(Layout.of_number(layout), radius, scale, (dropout_p, seed))
+    if dropout_p or (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)):
+        out = _explicit(q, k, v, call)
     else:
-        attend = _Fused.apply
-        out = attend(q, k, v, layout, radius, scale, blocks)
-    if layout.is_valid is not None:
-        out = out.masked_fill(~layout.is_valid[:, None, None], 0.0)
-    result: Tensor = out
-    return result
+        out = _fused(q, k, v, call)
+    return _without_invalid(out, call.layout)
+
+
+@torch.library.custom_op("longhaul::blocked_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    layout: int,
+    radius: int,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    call = _Call(Layout.of_number(layout), radius, scale, (dropout_p, seed))
+    grad = _without_invalid(grad, call.layout)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if q.dtype == wide:
+        return _gradients(q, k, v, grad, out, call)
+    # In 32 bits: many blocks add to the gradient of one key, most of all of a global one. The
+    # output is rounded, so it is of no use.
+    parts = _gradients(q.to(wide), k.to(wide), v.to(wide), grad.to(wide), None, call)
+    dq, dk, dv = (part.to(q.dtype) for part in parts)
+    return dq, dk, dv
+
+
+@_attend.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@_attend_backward.register_fake
+def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
+    return dq, dk, dv
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3], output)
+    ctx.given = inputs[3:]
+    # Numbers do not keep a layout alive, and the backward pass asks for it again.
+    ctx.layout = Layout.of_number(inputs[3])
+
+
+def _turn(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attend_backward(grad, *ctx.saved_tensors, *ctx.given), None, None, None, None, None
+
+
+_attend.register_autograd(_turn, setup_context=_save)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call computes, beside its tensors; `dropout` is a probability and a seed."""
+
+    layout: Layout
+    radius: int
+    scale: float
+    dropout: tuple[float, int]
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """Return the plan that all layers with this radius share."""
+        layout, radius = self.layout, self.radius
+        return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius)))
+
+
+def _without_invalid(rows: Tensor, layout: Layout) -> Tensor:
+    if layout.is_valid is None:
+        return rows
+    return rows.masked_fill(~layout.is_valid[:, None, None], 0.0)
 
 
 def _blocks(layout: Layout, radius: int) -> Iterator[_Block]:
@@ -147,22 +230,13 @@ class _Scores:
     The explicit form: two products around a softmax, the fastest on CPUs.
     """
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        layout: Layout,
-        radius: int,
-        scale: float,
-        blocks: list[_Block],
-        dropout: tuple[float, int],
-    ) -> None:
-        """Scale the queries; `dropout` is a probability and the seed of its draws."""
-        self.num_heads, self._dropout = q.shape[1], dropout
-        self.q, self.k = (q * scale).transpose(0, 1), k.transpose(0, 1)
-        self.k_global = k[layout.global_index].transpose(0, 1)
-        self._masks = _Masks(layout, radius, q)
-        self._size = max((b.num_queries * _row_length(b) for b in blocks), default=0)
+    def __init__(self, q: Tensor, k: Tensor, call: _Call) -> None:
+        """Scale the queries."""
+        self.num_heads, self._dropout = q.shape[1], call.dropout
+        self.q, self.k = (q * call.scale).transpose(0, 1), k.transpose(0, 1)
+        self.k_global = k[call.layout.global_index].transpose(0, 1)
+        self._masks = _Masks(call.layout, call.radius, q)
+        self._size = max((b.num_queries * _row_length(b) for b in call.blocks), default=0)
         self._buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, block: _Block) -> Tensor:
@@ -200,49 +274,31 @@ class _Scores:
         return flags.bernoulli_(1 - p, generator=draw).div_(1 - p)
 
 
-class _Explicit(torch.autograd.Function):
-    """Attention by explicit probabilities; gradients after FlashAttention, arXiv:2205.14135."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, *given: Any) -> Tensor:
-        scores = _Scores(q, k, layout, *given)
-        v_heads, v_global = v.transpose(0, 1), v[layout.global_index].transpose(0, 1)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        for block in given[2]:
-            p, w, g = scores.probabilities(block), block.num_keys, block.num_globals
-            kept = scores.kept(block)
-            if kept is not None:
-                p *= kept
-            mixed = torch.bmm(p[..., :w], v_heads[:, block.keys])
-            if g:
-                mixed.baddbmm_(p[..., w : w + g], v_global[:, block.globals])
-            out[block.queries] = mixed.transpose(0, 1)
-        ctx.save_for_backward(q, k, v, out)
-        ctx.given = (layout, *given)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out = ctx.saved_tensors
-        return *_gradients(q, k, v, grad, out, *ctx.given), None, None, None, None, None
+def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    scores = _Scores(q, k, call)
+    v_heads, v_global = v.transpose(0, 1), v[call.layout.global_index].transpose(0, 1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for block in call.blocks:
+        p, w, g = scores.probabilities(block), block.num_keys, block.num_globals
+        kept = scores.kept(block)
+        if kept is not None:
+            p *= kept
+        mixed = torch.bmm(p[..., :w], v_heads[:, block.keys])
+        if g:
+            mixed.baddbmm_(p[..., w : w + g], v_global[:, block.globals])
+        out[block.queries] = mixed.transpose(0, 1)
+    return out
 
 
 def _gradients(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    out: Tensor | None,
-    layout: Layout,
-    radius: int,
-    scale: float,
-    blocks: list[_Block],
-    dropout: tuple[float, int],
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor | None, call: _Call
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, v, given that of the output; `out` saves work if exact."""
-    scores = _Scores(q, k, layout, radius, scale, blocks, dropout)
-    chosen = layout.global_index
+    """Return the gradients of q, k, v, given that of the output; `out` saves work if exact.
+
+    Source: FlashAttention, arXiv:2205.14135, appendix B.
+    """
+    scores = _Scores(q, k, call)
+    chosen = call.layout.global_index
     v_heads, v_global = v.transpose(0, 1), v[chosen].transpose(0, 1)
     grads = grad.transpose(0, 1)
     # Each row of probabilities times its own gradients, summed: what the softmax takes off.
@@ -250,7 +306,7 @@ def _gradients(
     dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dk_heads, dv_heads = dk.transpose(0, 1), dv.transpose(0, 1)
     dk_global, dv_global = torch.zeros_like(scores.k_global), torch.zeros_like(v_global)
-    for block in blocks:
+    for block in call.blocks:
         queries, w = scores.q[:, block.queries], block.num_keys
         columns = slice(w, w + block.num_globals)
         p, kept = scores.probabilities(block), scores.kept(block)
@@ -272,7 +328,7 @@ def _gradients(
         dq[block.queries] = turned.transpose(0, 1)
     dk.index_add_(0, chosen, dk_global.transpose(0, 1))
     dv.index_add_(0, chosen, dv_global.transpose(0, 1))
-    return dq.mul_(scale), dk, dv
+    return dq.mul_(call.scale), dk, dv
 
 
 def _row_length(block: _Block) -> int:
@@ -281,30 +337,19 @@ def _row_length(block: _Block) -> int:
     return -(-(block.num_keys + block.num_globals) // _ALIGN) * _ALIGN
 
 
-class _Fused(torch.autograd.Function):
-    """Attention by scaled_dot_product_attention per block: right in 16 bits, on any device."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, *given: Any) -> Tensor:
-        radius, scale, blocks = given
-        ctx.save_for_backward(q, k, v)
-        ctx.given = (layout, *given)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        masks = _Masks(layout, radius, q)
-        for block in blocks:
-            inputs = _inputs(block, q, k, v, layout)
-            out[block.queries] = _fused_block(block, masks, scale, *inputs).transpose(0, 1)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # In 32 bits: many blocks add to the gradient of one key, most of all of a global one.
-        dtype = grad.dtype
-        q, k, v, rows = (x.float() for x in (*ctx.saved_tensors, grad))
-        layout, radius, scale, blocks = ctx.given
-        parts = _gradients(q, k, v, rows, None, layout, radius, scale, blocks, (0.0, 0))
-        return *(part.to(dtype) for part in parts), None, None, None, None
+def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    """Call scaled_dot_product_attention per block: right in 16 bits, on any device."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    masks = _Masks(call.layout, call.radius, q)
+    for block in call.blocks:
+        rows, keys, values = _inputs(block, q, k, v, call.layout)
+        bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
+        masks.add(bias, block)
+        mixed = scaled_dot_product_attention(
+            rows[None], keys[None], values[None], attn_mask=bias[None], scale=call.scale
+        )
+        out[block.queries] = mixed[0].transpose(0, 1)
+    return out
 
 
 def _inputs(
@@ -314,12 +359,3 @@ def _inputs(
     chosen = layout.global_index[block.globals]
     keys, values = (torch.cat([x[block.keys], x[chosen]]).transpose(0, 1) for x in (k, v))
     return q[block.queries].transpose(0, 1), keys, values
-
-
-def _fused_block(
-    block: _Block, masks: _Masks, scale: float, q: Tensor, k: Tensor, v: Tensor
-) -> Tensor:
-    bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
-    masks.add(bias, block)
-    out = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=scale)
-    return out[0]

@@ -50,6 +50,52 @@ def global_attention(
     d = states.shape[-1]
     queries = query(states.index_select(0, layout.global_index))
     queries = queries.view(-1, num_heads, d // num_heads) / math.sqrt(d // num_heads)
+    if torch.compiler.is_compiling() and _are_plain(key, value, required=False):
+        weights = (key.weight, key.bias, value.weight, value.bias)
+        out: Tensor = _rows_in_a_graph(queries, states, *weights, layout.number, form)
+        return out
+    return _rows(queries, states, layout, key, value, form, dropout_p)
+
+
+@torch.library.custom_op("longhaul::global_attention", mutates_args=())
+def _rows_in_a_graph(
+    queries: Tensor,
+    states: Tensor,
+    key_weight: Tensor,
+    key_bias: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    layout: int,
+    form: str,
+) -> Tensor:
+    """Compute `_rows` as one node of a compiled graph, whatever the documents; not in training."""
+    key, value = _linear(key_weight, key_bias), _linear(value_weight, value_bias)
+    return _rows(queries, states, Layout.of_number(layout), key, value, form, 0.0)
+
+
+@_rows_in_a_graph.register_fake
+def _(queries: Tensor, *_: object) -> Tensor:
+    return queries.new_empty(len(queries), queries.shape[1] * queries.shape[2])
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        module = nn.Linear(weight.shape[1], weight.shape[0])
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.bias = nn.Parameter(bias, requires_grad=False)
+    return module
+
+
+def _rows(
+    queries: Tensor,
+    states: Tensor,
+    layout: Layout,
+    key: nn.Module,
+    value: nn.Module,
+    form: str,
+    dropout_p: float,
+) -> Tensor:
+    """Compute `global_attention` of scaled queries [G, H, D]."""
     documents = [
         _Document(rows, states[start:end], _part(layout.is_valid, start, end), dropout_p)
         for rows, (start, end) in zip(
