@@ -33,7 +33,7 @@ demo: $(HAS_JOBS)
 	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
 
 test: $(HAS_DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(HAS_DEV)
 	$(BIN)/python -m ruff check .

@@ -24,19 +24,6 @@ torch.set_num_threads(2)
 NUM_ROWS = 240
 
 
-def pytest_configure() -> None:
-    """Let the tests that wait for whole clusters go first when two processes share the cores."""
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        os.nice(10)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts clusters in one process: there is one Ray per session, and two cores."""
-    for item in items:
-        if "longformer_core" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 @pytest.fixture(scope="session")
 def led_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny seeded LED model in the published layout; read it, do not write into it."""
