@@ -4,12 +4,15 @@ from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from longformer_core.attention import rows
 from longformer_core.attention.rows import Source, global_attention, is_plain_linear
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
+from tests.longformer_core.attention.test_blocked import layouts
 
 HEADS, WIDTH = 4, 32
 Form = Literal["auto", "projected", "absorbed"]
@@ -240,3 +243,67 @@ class TestSource:
 
         with pytest.raises(ShapeError, match="7 rows cannot be 2 for each of 6 documents"):
             source.attend(0, draw(7, HEADS, WIDTH // HEADS), 2)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(layout=layouts(), form=st.sampled_from(FORMS))
+def test_any_batch_and_all_gradients(layout: Layout, form: Form) -> None:
+    results = []
+    for oracle in (True, False):
+        states = draw_states(layout.num_tokens, dtype=torch.float64).requires_grad_()
+        modules = projections(3, torch.float64)
+        if oracle:
+            if not any(layout.num_globals):
+                return
+            out = dense_rows(states, layout, modules)
+        else:
+            out = global_attention(states, layout, *modules, HEADS, form=form)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+        names = [(m, name) for m in modules for name in ("weight", "bias")]
+        # The key's bias adds a constant to every score of a row: no gradient, or rounding.
+        grads = [getattr(m, n).grad for m, n in names if (m, n) != (modules[1], "bias")]
+        results.append([out.detach(), states.grad, *grads])
+    for theirs, mine in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+    rows_per_document=st.integers(1, 5),
+    data=st.data(),
+)
+def test_any_source_and_all_gradients(
+    lengths: list[int], rows_per_document: int, data: st.DataObject
+) -> None:
+    total = sum(lengths)
+    flags = data.draw(st.none() | st.lists(st.booleans(), min_size=total, max_size=total))
+    visible = None if flags is None else torch.tensor(flags, dtype=torch.bool)
+    layout = Layout.from_lengths(lengths, visible=visible)
+    results = []
+    for oracle in (True, False):
+        states = draw_states(total, dtype=torch.float64).requires_grad_()
+        key, value = projections(2, torch.float64)
+        head_dim = WIDTH // HEADS
+        q = draw(len(lengths) * rows_per_document, HEADS, head_dim, dtype=torch.float64)
+        q.requires_grad_()
+        if oracle:
+            parts, first = [], 0
+            seen = torch.ones(total, dtype=torch.bool) if visible is None else visible
+            for document, length in enumerate(lengths):
+                chosen = states[first : first + length][seen[first : first + length]]
+                first += length
+                k, v = (m(chosen).view(-1, HEADS, head_dim) for m in (key, value))
+                start = document * rows_per_document
+                scores = torch.einsum("rhd,nhd->hrn", q[start : start + rows_per_document], k)
+                weights = (scores / math.sqrt(head_dim)).softmax(-1)
+                parts.append(torch.einsum("hrn,nhd->rhd", weights, v).flatten(1))
+            out = torch.cat(parts)
+        else:
+            source = Source(states, layout, [(key, value)], HEADS)
+            out = source.attend(0, q, rows_per_document)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+        grads = [key.weight.grad, value.weight.grad, value.bias.grad]
+        results.append([out.detach(), q.grad, states.grad, *grads])
+    for theirs, mine in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
