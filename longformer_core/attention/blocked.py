@@ -8,7 +8,7 @@ Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g glob
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.layout import Layout
 
@@ -148,6 +149,24 @@ class _Call:
         """Return the plan that all layers with this radius share."""
         layout, radius = self.layout, self.radius
         return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius)))
+
+
+def _products(shape: Sequence[int], layout: int, radius: int) -> int:
+    """Return the flops of one product of all blocks' queries and keys, for torch's counter."""
+    blocks = _Call(Layout.of_number(layout), radius, 1.0, (0.0, 0)).blocks
+    pairs = sum(b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
+    return 2 * pairs * shape[1] * shape[2]
+
+
+@register_flop_formula(torch.ops.longhaul.blocked_attention)
+def _(q: Sequence[int], _k: Any, _v: Any, layout: int, radius: int, *_: Any, **__: Any) -> int:
+    return 2 * _products(q, layout, radius)
+
+
+@register_flop_formula(torch.ops.longhaul.blocked_attention_backward)
+def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
+    _k, _v, _out, layout, radius, *_rest = given
+    return 5 * _products(q, layout, radius)
 
 
 def _without_invalid(rows: Tensor, layout: Layout) -> Tensor:
