@@ -1,4 +1,5 @@
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,14 @@ def test_dropout_is_for_training() -> None:
 
 
 def test_activations_go_by_their_published_names() -> None:
-    x = torch.linspace(-3, 3, 50)
-
     for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"):
+        x = torch.linspace(-3, 3, 50)
         theirs = transformers.activations.ACT2FN[name](x)
+        torch.testing.assert_close(activation(name)(x.clone().requires_grad_()), theirs)
         torch.testing.assert_close(activation(name)(x), theirs)
-    assert not torch.equal(activation("gelu_new")(x), functional.gelu(x))
+        torch.testing.assert_close(x, theirs, msg=f"{name} took fresh memory")
+    x = torch.linspace(-3, 3, 50)
+    assert not torch.equal(activation("gelu_new")(x.clone()), functional.gelu(x))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -391,3 +394,11 @@ def test_a_full_size_model_survives_its_directory(tmp_path: Path, name: str) -> 
     for key, value in ours.state_dict().items():
         assert torch.equal(value, theirs[key]), key
         assert torch.equal(value, again[key]), key
+
+
+def test_models_can_be_pickled() -> None:
+    for kind, config in BOTH:
+        model = kind(config).eval()
+        again = pickle.loads(pickle.dumps(model))
+        ids = torch.tensor([[0, 7, 9, 11, 2]])
+        assert torch.equal(again(ids).logits, model(ids).logits)
