@@ -51,7 +51,7 @@ def _status_bytes(field: str) -> int:
 def emit(bench: str, kind: str, **values: Any) -> None:
     """Print one result with the machine and the versions it was made with."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
     line = {"bench": bench, "kind": kind} | rounded
     machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     print(json.dumps(line | machine | {"versions": versions}), flush=True)
