@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import torch
 
+from longformer_core.attention.rows import form_costs, is_cheaper_absorbed
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.models.led import LEDForConditionalGeneration
@@ -69,9 +70,9 @@ def estimate_cost(
     Flops, forward, per encoder layer: projections and feed-forward 2 T (4 d^2 + 2 d f); window and
         global columns 4 d times the pairs of query and key that see each other; global rows the
         cheaper of projected and absorbed keys (see `rows.global_attention`). Per output token and
-        decoder layer 2 (6 d^2 + 2 d f) + 4 d (n + m / 2), per document's token 4 d^2 for keys and
-        values, and 2 d V for the logits. Training counts three times the forward, of the window
-        three and a half times.
+        decoder layer 2 (6 d^2 + 2 d f) + 4 d (m / 2) and the cheaper form of cross-attention, and
+        2 d V for the logits. Training counts three times the forward, of the window three and a
+        half times.
     Bytes: in inference the encoder's widest point, T (2 d + 2 f) numbers, or what decoding holds.
         In training T (7 d + 2 f) kept per layer.
     Accuracy: blocked attention computes whole blocks, up to (128 + 2 r) / (2 r + 1) times the
@@ -89,10 +90,9 @@ def estimate_cost(
     flops = sum(_encoder_flops(sizes, n, min(num_globals, n), training) for n in lengths)
     decoding = 0
     if isinstance(config, LEDConfig) and output_length:
-        rows = num_beams * len(lengths)
         written = sum(_decoder_flops(config, n, output_length, num_beams) for n in lengths)
         flops += written * (_TRAINING_FLOPS if training else 1)
-        decoding = _decoder_numbers(config, sum(lengths), rows, output_length, training)
+        decoding = _decoder_numbers(config, lengths, num_beams, output_length, training)
     numbers = kept + working + decoding if training else max(working, decoding)
     activations = numbers * dtype.itemsize
     return Estimate(
@@ -162,19 +162,16 @@ def _window_pairs(n: int, r: int) -> int:
 
 
 def _global_rows_flops(sizes: _Sizes, n: int, g: int) -> int:
-    d = sizes.d
-    if not g:
-        return 0
-    projected, absorbed = n * (d + g), g * (sizes.heads * n + d)
-    return 2 * g * d * d + 4 * d * min(projected, absorbed)
+    return 2 * g * sizes.d**2 + min(form_costs(g, n, sizes.heads, sizes.d))
 
 
 def _decoder_flops(config: LEDConfig, n: int, m: int, num_beams: int) -> int:
     """Return the forward's flops for the outputs of one document of n tokens."""
     d, f = config.d_model, config.decoder_ffn_dim
-    per_token = 2 * (6 * d * d + 2 * d * f) + 4 * d * n
+    per_token = 2 * (6 * d * d + 2 * d * f)
     per_row = m * per_token + 4 * d * sum(accumulate([1] * m))
-    layers = config.decoder_layers * (num_beams * per_row + 4 * n * d * d)
+    cross = min(form_costs(num_beams * m, n, config.decoder_attention_heads, d))
+    layers = config.decoder_layers * (num_beams * per_row + cross)
     return layers + num_beams * m * 2 * d * config.vocab_size
 
 
@@ -185,10 +182,16 @@ def _encoder_numbers(sizes: _Sizes, num_tokens: int) -> tuple[int, int]:
     return kept, num_tokens * (2 * d + 2 * f)
 
 
-def _decoder_numbers(config: LEDConfig, num_tokens: int, rows: int, m: int, training: bool) -> int:
-    """Return what the decoder holds: the source's keys and values, its own, and logits."""
-    d, layers = config.d_model, config.decoder_layers
-    source = num_tokens * d * (1 + 2 * layers)
+def _decoder_numbers(
+    config: LEDConfig, lengths: Sequence[int], num_beams: int, m: int, training: bool
+) -> int:
+    """Return what the decoder holds: what it reads of the source, its own tokens, and logits."""
+    d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
+    rows = num_beams * len(lengths)
+    source = sum(
+        n * d * (2 if is_cheaper_absorbed(num_beams * m, n, heads, d) else 1 + 2 * layers)
+        for n in lengths
+    )
     if training:
         own = rows * m * layers * (14 * d + 2 * config.decoder_ffn_dim)
         return source + own + rows * m * config.vocab_size * _LOGIT_COPIES

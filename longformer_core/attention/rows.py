@@ -1,5 +1,9 @@
-"""Few query rows against many keys: the encoder's global tokens and the decoder's cross-attention.
+"""Few query rows against many keys: the encoder's global tokens; `source.py` has the decoder's.
 
+Keys and values come in two forms, equal up to rounding. The projected one computes them of all n
+tokens. The absorbed one multiplies `key`'s weight into the few queries and `value`'s weight into
+their few results, so that the states themselves are keys and values; `key`'s bias adds one constant
+per row, which the softmax cancels.
 Shape letters: T packed tokens, n tokens of one document, G global tokens of the batch, g of one
 document, H heads, D head dimension, d = H * D.
 """
@@ -12,14 +16,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import dropout
 
-from longformer_core.errors import ConfigError, ShapeError
+from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
-
-# Documents share a padded tensor while the shorter ones waste no more than this.
-_SLACK_TOKENS = 32
-_SLACK_SHARE = 8
 
 Form = Literal["auto", "projected", "absorbed"]
 
@@ -37,12 +37,9 @@ def global_attention(
 ) -> Tensor:
     """Let each global token attend to every valid token of its document, by its own projections.
 
-    The projected form computes keys and values of all n tokens. The absorbed form multiplies
-    `key`'s weight into the few queries and `value`'s weight into their few results, so that the
-    states themselves are keys and values; `key`'s bias adds one constant per row, which the softmax
-    cancels. Equal up to rounding; "auto" takes the cheaper one for each document, and the projected
-    one whenever `key` or `value` is more than a plain `nn.Linear` (see `is_plain_linear`). With
-    `dropout_p` each probability is dropped with that chance and the others scaled to make up.
+    The form "auto" is the cheaper one for each document, and the projected one whenever `key` or
+    `value` is more than a plain `nn.Linear` (see `is_plain_linear`). With `dropout_p` each
+    probability is dropped with that chance and the others scaled to make up.
     Shapes: states [T, d]; returns [G, d], in the order of `layout.global_index`.
     Numerics: softmax in float32 (float64 for float64 inputs).
     Raises: ConfigError when "absorbed" is asked for and `key` or `value` is not plain.
@@ -50,7 +47,7 @@ def global_attention(
     d = states.shape[-1]
     queries = query(states.index_select(0, layout.global_index))
     queries = queries.view(-1, num_heads, d // num_heads) / math.sqrt(d // num_heads)
-    if torch.compiler.is_compiling() and _are_plain(key, value, required=False):
+    if torch.compiler.is_compiling() and are_plain(key, value, required=False):
         weights = (key.weight, key.bias, value.weight, value.bias)
         out: Tensor = _rows_in_a_graph(queries, states, *weights, layout.number, form)
         return out
@@ -108,7 +105,7 @@ def _rows(
         for index, document in enumerate(documents)
         if form == "absorbed" or (form == "auto" and document.is_cheaper_absorbed)
     ]
-    if absorbed and _are_plain(key, value, required=form == "absorbed"):
+    if absorbed and are_plain(key, value, required=form == "absorbed"):
         results = _absorbed([documents[index] for index in absorbed], key, value)
         outputs.update(zip(absorbed, results, strict=True))
     for index, document in enumerate(documents):
@@ -116,6 +113,19 @@ def _rows(
             outputs[index] = _projected(document, key, value)
     # Of no global token too the result depends on `query`, so that it gets a gradient.
     return torch.cat([queries[:0].flatten(1), *(outputs[index] for index in sorted(outputs))])
+
+
+def form_costs(num_rows: int, num_tokens: int, num_heads: int, d: int) -> tuple[int, int]:
+    """Return the flops, forward, of rows against one document: projected and absorbed."""
+    projected = 4 * d * num_tokens * (d + num_rows)
+    absorbed = 4 * d * num_rows * (num_heads * num_tokens + d)
+    return projected, absorbed
+
+
+def is_cheaper_absorbed(num_rows: int, num_tokens: int, num_heads: int, d: int) -> bool:
+    """Tell which form "auto" is, for rows against one document."""
+    projected, absorbed = form_costs(num_rows, num_tokens, num_heads, d)
+    return absorbed <= projected
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class _Document:
     @property
     def is_cheaper_absorbed(self) -> bool:
         (g, num_heads, _), (n, d) = self.queries.shape, self.states.shape
-        return 0 < g * (num_heads * n + d) <= n * (d + g)
+        return g > 0 and is_cheaper_absorbed(g, n, num_heads, d)
 
     def weights(self, scores: Tensor) -> Tensor:
         """Return the softmax over the document's valid tokens, the last dimension, dropped out."""
@@ -144,7 +154,8 @@ def _part(flags: Tensor | None, start: int, end: int) -> Tensor | None:
     return None if flags is None else flags[start:end]
 
 
-def _are_plain(key: nn.Module, value: nn.Module, *, required: bool) -> bool:
+def are_plain(key: nn.Module, value: nn.Module, *, required: bool) -> bool:
+    """Tell whether the absorbed form is possible; raise ConfigError if not and it is `required`."""
     plain = is_plain_linear(key) and is_plain_linear(value)
     if required and not plain:
         raise ConfigError(
@@ -193,149 +204,3 @@ def _absorbed(documents: list[_Document], key: nn.Module, value: nn.Module) -> S
     sums = torch.cat(mixed).view(len(queries), num_heads, -1)
     out = torch.einsum("ghd,hed->ghe", sums, value_weight).flatten(1)
     return torch.split(out if value.bias is None else out + value.bias, counts)
-
-
-class Source:
-    """The keys and values that a decoder's cross-attention reads, each document once.
-
-    Documents of similar length share one padded tensor, so that many short ones cost one call;
-    long ones stand alone, unpadded. The rows that read a document (its beams) are query rows
-    against its one copy. Tokens that the decoder may not see are left out, for cross-attention
-    knows no distances; a document without any gives zeros.
-    """
-
-    def __init__(
-        self,
-        states: Tensor,
-        layout: Layout,
-        projections: Sequence[tuple[nn.Module, nn.Module]],
-        num_heads: int,
-    ) -> None:
-        """Project `states` [T, d] by the (key, value) modules of each layer."""
-        starts = layout.cu_seqlens
-        if layout.is_visible is not None:
-            states = states[layout.is_visible]
-            seen = [0, *layout.is_visible.cumsum(0).tolist()]
-            starts = tuple(seen[start] for start in starts)
-        lengths = [end - start for start, end in pairwise(starts)]
-        members = _similar(lengths)
-        self._layers: list[list[tuple[Tensor, Tensor]]] = []
-        for key, value in projections:
-            keys, values = (
-                module(states).view(len(states), num_heads, states.shape[-1] // num_heads)
-                for module in (key, value)
-            )
-            self._layers.append(
-                [(_padded(keys, docs, starts), _padded(values, docs, starts)) for docs in members]
-            )
-        self._arrange(members, [[lengths[doc] for doc in docs] for docs in members], states)
-
-    def _arrange(self, members: list[list[int]], lengths: list[list[int]], like: Tensor) -> None:
-        """Note which documents lie where, and make the masks of the groups."""
-        order = [doc for docs in members for doc in docs]
-        self.num_documents = len(order)
-        self._members, self._lengths, self._like = members, lengths, like[:0]
-        self._biases = [_padding_bias(group, like) for group in lengths]
-        self._order = self._inverse = None
-        if order != sorted(order):
-            self._order = torch.tensor(order, device=like.device)
-            self._inverse = self._order.argsort()
-
-    @property
-    def num_bytes(self) -> int:
-        """Return the memory that the keys and values take."""
-        return sum(tensor.nbytes for groups in self._layers for pair in groups for tensor in pair)
-
-    def attend(
-        self, layer: int, q: Tensor, rows_per_document: int, *, dropout_p: float = 0.0
-    ) -> Tensor:
-        """Let each row attend to all visible tokens of its document.
-
-        Shapes: q [R, H, D], the rows of document i from i * rows_per_document; returns [R, H * D].
-        """
-        if len(q) != self.num_documents * rows_per_document:
-            raise ShapeError(
-                f"{len(q)} rows cannot be {rows_per_document} for each of {self.num_documents} "
-                "documents; keep the rows and the documents of the source in step"
-            )
-        q = q.view(self.num_documents, rows_per_document, *q.shape[1:]).transpose(1, 2)
-        if self._order is not None:
-            q = q.index_select(0, self._order)
-        outputs, first = [], 0
-        for (keys, values), bias in zip(self._layers[layer], self._biases, strict=True):
-            rows = q[first : first + len(keys)]
-            first += len(keys)
-            outputs.append(
-                scaled_dot_product_attention(
-                    rows, keys, values, attn_mask=bias, dropout_p=dropout_p
-                )
-            )
-        out = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
-        if self._inverse is not None:
-            out = out.index_select(0, self._inverse)
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-    def select(self, document_index: Tensor) -> "Source":
-        """Keep these documents, in this order, and free the memory of the others; return self."""
-        chosen = document_index.tolist()
-        members: list[list[int]] = []
-        lengths: list[list[int]] = []
-        for group, (docs, sizes) in enumerate(zip(self._members, self._lengths, strict=True)):
-            slot_of = {doc: slot for slot, doc in enumerate(docs)}
-            kept = [new for new, old in enumerate(chosen) if old in slot_of]
-            slots = [slot_of[chosen[new]] for new in kept]
-            members.append(kept)
-            lengths.append([sizes[slot] for slot in slots])
-            if slots != list(range(len(docs))):
-                self._keep(group, slots, max(lengths[-1], default=0))
-        full = [group for group, docs in enumerate(members) if docs]
-        self._layers = [[groups[group] for group in full] for groups in self._layers]
-        self._arrange([members[g] for g in full], [lengths[g] for g in full], self._like)
-        return self
-
-    def _keep(self, group: int, slots: list[int], length: int) -> None:
-        index = torch.tensor(slots, dtype=torch.int64, device=self._like.device)
-        for groups in self._layers:
-            keys, values = groups[group]
-            groups[group] = (
-                keys[:, :, :length].index_select(0, index),
-                values[:, :, :length].index_select(0, index),
-            )
-
-
-def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Group documents so that padding each to the longest of its group adds little."""
-    groups: list[list[int]] = []
-    room = -1
-    for doc in sorted(range(len(lengths)), key=lambda doc: -lengths[doc]):
-        if groups and room - lengths[doc] <= max(_SLACK_TOKENS, room // _SLACK_SHARE):
-            groups[-1].append(doc)
-        else:
-            groups.append([doc])
-            room = lengths[doc]
-    return [sorted(docs) for docs in groups]
-
-
-def _padded(packed: Tensor, docs: list[int], starts: Sequence[int]) -> Tensor:
-    """Return [documents, H, n, D] of packed [T, H, D], with zeros after a document's end."""
-    length = max(starts[doc + 1] - starts[doc] for doc in docs)
-    out = packed.new_zeros(len(docs), packed.shape[1], length, packed.shape[2])
-    for slot, doc in enumerate(docs):
-        tokens = packed[starts[doc] : starts[doc + 1]]
-        out[slot, :, : len(tokens)] = tokens.transpose(0, 1)
-    return out
-
-
-def _padding_bias(lengths: list[int], like: Tensor) -> Tensor | None:
-    """Return the additive mask [documents, 1, 1, n] of one group, None when nothing is padded.
-
-    A document without tokens is left unmasked: its values are zeros, and a row that sees nothing
-    would be NaN.
-    """
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return None
-    sizes = torch.tensor([length or longest for length in lengths])
-    is_padding = torch.arange(longest)[None] >= sizes[:, None]
-    bias = torch.zeros(is_padding.shape, dtype=like.dtype).masked_fill(is_padding, -torch.inf)
-    return bias[:, None, None].to(like.device)

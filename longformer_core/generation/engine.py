@@ -183,9 +183,11 @@ def _decode(
         device=model.device,
     )
     texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
-    source = model.source(model.encode(torch.cat(texts).to(model.device), layout), layout)
     search = start_search(options, texts, [request.seed for request in requests], model.device)
     num_rows = search.num_rows
+    states = model.encode(torch.cat(texts).to(model.device), layout)
+    source = model.source(states, layout, num_rows=num_rows * (options.total_length - 1))
+    del states
     cache = model.new_cache(len(documents) * num_rows, options.total_length - 1)
     yield []
     while True:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_core.attention.rows import Source
+from longformer_core.attention.source import Source
 from longformer_core.errors import ShapeError
 
 _FIRST_CAPACITY = 16

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.rows import Source
+from longformer_core.attention.rows import Form
+from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.layout import Layout
@@ -25,7 +26,7 @@ from longformer_core.models.led_layers import (
     LEDEncoder,
     LEDEncoderLayer,
 )
-from longformer_core.models.losses import classification_loss, span_loss, token_loss
+from longformer_core.models.losses import classification_loss, span_loss, token_logits
 from longformer_core.models.outputs import (
     LEDEncoderBaseModelOutput,
     LEDSeq2SeqLMOutput,
@@ -244,10 +245,14 @@ class LEDModel(LEDPreTrainedModel):
         output_hidden_states: bool,
     ) -> LEDSeq2SeqModelOutput:
         batch_size, num_new = tokens.shape[:2]
+        keep = use_cache and not (self.training and self.is_gradient_checkpointing)
         encoder_states = encoded.last_hidden_state
         if past is None:
             assert encoder_states is not None
-            past = DecoderPast(self._source_of(encoder_states, attention_mask), batch_size)
+            # Whoever keeps the past may come back with any number of tokens.
+            num_rows = None if keep else num_new
+            source = self._source_of(encoder_states, attention_mask, num_rows)
+            past = DecoderPast(source, batch_size)
         limit = self.config.max_decoder_position_embeddings
         if past.length + num_new > limit:
             raise TooLongError(
@@ -257,7 +262,6 @@ class LEDModel(LEDPreTrainedModel):
         if tokens.dim() == 2:
             check_ids("decoder_input_ids", tokens, self.config.vocab_size)
             tokens = self.decoder.embed_tokens(tokens)
-        keep = use_cache and not (self.training and self.is_gradient_checkpointing)
         start = past.length
         dropout_p = self.config.attention_dropout if self.training else 0.0
         view = past.view(num_new, mask, keep=keep, dropout_p=dropout_p)
@@ -289,19 +293,18 @@ class LEDModel(LEDPreTrainedModel):
             encoder_global_attentions=encoded.global_attentions,
         )
 
-    def _source_of(self, states: Tensor, attention_mask: Tensor | None) -> Source:
+    def _source_of(
+        self, states: Tensor, attention_mask: Tensor | None, num_rows: int | None
+    ) -> Source:
         """Pack what the decoder may attend to of padded states [B, S, d]."""
         batch_size, num_slots = states.shape[:2]
-        if attention_mask is None:
-            lengths = [num_slots] * batch_size
-            return self.decoder.source(
-                states.flatten(0, 1), Layout.from_lengths(lengths, device=states.device)
-            )
-        is_visible = attention_mask.to(states.device).ne(0)
-        lengths = is_visible.sum(1).tolist()
-        return self.decoder.source(
-            states[is_visible], Layout.from_lengths(lengths, device=states.device)
-        )
+        lengths = [num_slots] * batch_size
+        packed = states.flatten(0, 1)
+        if attention_mask is not None:
+            is_visible = attention_mask.to(states.device).ne(0)
+            lengths, packed = is_visible.sum(1).tolist(), states[is_visible]
+        layout = Layout.from_lengths(lengths, device=states.device)
+        return self.decoder.source(packed, layout, num_rows=num_rows)
 
 
 def _one_of(ids: Tensor | None, embeds: Tensor | None, name: str) -> Tensor:
@@ -384,8 +387,9 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        logits = self.lm_head(output.last_hidden_state) + self.final_logits_bias
-        loss = None if labels is None else token_loss(logits, labels, decoder_attention_mask)
+        states = output.last_hidden_state
+        assert states is not None
+        logits, loss = token_logits(self._logits, states, labels, decoder_attention_mask)
         return LEDSeq2SeqLMOutput(loss=loss, logits=logits, **_without_states(output))
 
     def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
@@ -411,9 +415,21 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
         states: Tensor = encoder(encoder.embed_tokens(input_ids), layout.positions, layout)
         return states
 
-    def source(self, states: Tensor, layout: Layout) -> Source:
-        """Prepare what decoding needs of the encoded documents, each once whatever its beams."""
-        return self.led.decoder.source(states, layout)
+    def source(
+        self,
+        states: Tensor,
+        layout: Layout,
+        *,
+        num_rows: int | None = None,
+        form: Form = "auto",
+    ) -> Source:
+        """Prepare what decoding needs of the encoded documents, each once whatever its beams.
+
+        num_rows: how many rows will read a document in all, beams times steps; for few of them the
+            encoder's states serve as they are. None for many.
+        form: "projected" or "absorbed" instead of the cheaper one; see `Source`.
+        """
+        return self.led.decoder.source(states, layout, num_rows=num_rows, form=form)
 
     def new_cache(self, num_rows: int, max_length: int) -> DecoderCache:
         """Return an empty cache for rows of at most `max_length` tokens, the start token included.
@@ -457,8 +473,12 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
         words = decoder.embed_tokens(token_ids)
         positions = lengths.to(token_ids.device)
         states = decoder(words, positions, cache, source, rows_per_document)
+        return self._logits(states).float()
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Return [..., V] of the decoder's states [..., d]."""
         logits: Tensor = self.lm_head(states) + self.final_logits_bias
-        return logits.float()
+        return logits
 
 
 class LEDClassificationHead(nn.Module):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from longformer_core.attention.rows import Source
+from longformer_core.attention.rows import Form
+from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
 from longformer_core.layout import Layout
 from longformer_core.models.base import LayerStack, activation
@@ -231,10 +232,20 @@ class LEDDecoder(LayerStack):
         states = dropout(states, self.dropout, self.training)
         return self.run(self.layers, states, every, attention, source, rows, maps)
 
-    def source(self, states: Tensor, layout: Layout) -> Source:
-        """Prepare what cross-attention needs of encoder states [T, d], each document once."""
+    def source(
+        self,
+        states: Tensor,
+        layout: Layout,
+        *,
+        num_rows: int | None = None,
+        form: Form = "auto",
+    ) -> Source:
+        """Prepare what cross-attention needs of encoder states [T, d], each document once.
+
+        `num_rows` and `form` choose between keys and values and the states alone; see `Source`.
+        """
         pairs = []
         for layer in self.layers:
             assert isinstance(layer, LEDDecoderLayer)
             pairs.append((layer.encoder_attn.k_proj, layer.encoder_attn.v_proj))
-        return Source(states, layout, pairs, self.num_heads)
+        return Source(states, layout, pairs, self.num_heads, num_rows=num_rows, form=form)

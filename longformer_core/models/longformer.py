@@ -17,7 +17,7 @@ from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.global_tokens import mark_choice, mark_first_token, mark_question
 from longformer_core.layout import Layout
 from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
-from longformer_core.models.losses import classification_loss, span_loss, token_loss
+from longformer_core.models.losses import classification_loss, span_loss, token_logits
 from longformer_core.models.outputs import (
     LongformerBaseModelOutputWithPooling,
     LongformerMaskedLMOutput,
@@ -301,8 +301,8 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        logits = self.lm_head(base.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels, attention_mask)
+        states = base.last_hidden_state
+        logits, loss = token_logits(self.lm_head, states, labels, attention_mask)
         return LongformerMaskedLMOutput(loss, logits, **_of_encoder(base))
 
 
@@ -404,8 +404,8 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        logits = self.classifier(self.dropout(base.last_hidden_state))
-        loss = None if labels is None else token_loss(logits, labels, attention_mask)
+        states = self.dropout(base.last_hidden_state)
+        logits, loss = token_logits(self.classifier, states, labels, attention_mask)
         return LongformerTokenClassifierOutput(loss, logits, **_of_encoder(base))
 
 

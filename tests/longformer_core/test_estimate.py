@@ -146,7 +146,8 @@ def test_writing(num_beams: int) -> None:
 
     def run() -> None:
         layout = Layout.from_lengths(lengths, [[0], [0]])
-        source = model.source(model.encode(ids, layout), layout)
+        states = model.encode(ids, layout)
+        source = model.source(states, layout, num_rows=num_beams * steps)
         cache = model.new_cache(rows, steps)
         for step in range(steps):
             tokens = torch.full((rows,), 7)

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -9,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from longformer_core.attention import rows
-from longformer_core.attention.rows import Source, global_attention, is_plain_linear
-from longformer_core.errors import ConfigError, ShapeError
+from longformer_core.attention.rows import global_attention, is_plain_linear
+from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 from tests.longformer_core.attention.test_blocked import layouts
 
@@ -149,102 +148,6 @@ class TestGlobalAttention:
             torch.testing.assert_close(absorbed, projected, rtol=1e-9, atol=1e-12)
 
 
-def dense_cross(
-    q: Tensor, states: Tensor, layout: Layout, pair: tuple[nn.Linear, nn.Linear], num_rows: int
-) -> Tensor:
-    keys, values = (m(states).view(-1, HEADS, WIDTH // HEADS) for m in pair)
-    out = torch.zeros(len(q), WIDTH)
-    for row in range(len(q)):
-        start, end = layout.cu_seqlens[row // num_rows : row // num_rows + 2]
-        index = torch.arange(start, end)
-        if layout.is_visible is not None:
-            index = index[layout.is_visible[index]]
-        if len(index):
-            scores = torch.einsum("hd,nhd->hn", q[row], keys[index])
-            weights = (scores / math.sqrt(WIDTH // HEADS)).softmax(-1)
-            out[row] = torch.einsum("hn,nhd->hd", weights, values[index]).flatten()
-    return out
-
-
-class TestSource:
-    @pytest.fixture(autouse=True)
-    def no_grad(self) -> Iterator[None]:
-        with torch.no_grad():
-            yield
-
-    lengths = (300, 5, 0, 290, 40, 1)
-
-    def make(self, visible: Tensor | None = None) -> tuple[Source, Tensor, Layout, list[nn.Linear]]:
-        layout = Layout.from_lengths(self.lengths, visible=visible)
-        states, modules = draw_states(sum(self.lengths)), projections(4)
-        pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
-        return Source(states, layout, pairs, HEADS), states, layout, modules
-
-    @pytest.mark.parametrize("num_rows", [1, 3])
-    @pytest.mark.parametrize("share", [1.0, 0.5, 0.02])
-    def test_rows_attend_to_the_visible_tokens_of_their_document(
-        self, num_rows: int, share: float
-    ) -> None:
-        seen = torch.rand(sum(self.lengths), generator=torch.Generator().manual_seed(5)) < share
-        source, states, layout, modules = self.make(seen)
-        q = draw(len(self.lengths) * num_rows, HEADS, WIDTH // HEADS)
-
-        for layer in (0, 1):
-            out = source.attend(layer, q, num_rows)
-
-            pair = (modules[2 * layer], modules[2 * layer + 1])
-            expected = dense_cross(q, states, layout, pair, num_rows)
-            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [5, 3, 0], [1, 2], [2], []])
-    def test_selected_documents_give_what_they_gave(self, kept: list[int]) -> None:
-        source, *_ = self.make()
-        q = draw(len(self.lengths) * 2, HEADS, WIDTH // HEADS)
-        before = source.attend(0, q, 2).view(len(self.lengths), 2, WIDTH)
-        num_bytes = source.num_bytes
-
-        fewer = source.select(torch.tensor(kept, dtype=torch.int64))
-
-        assert fewer.num_documents == len(kept)
-        rows_kept = q.view(len(self.lengths), 2, HEADS, -1)[kept].flatten(0, 1)
-        after = fewer.attend(0, rows_kept, 2).view(len(kept), 2, WIDTH)
-        torch.testing.assert_close(after, before[kept])
-        assert (fewer.num_bytes < num_bytes) == (len(kept) < len(self.lengths))
-
-    def test_selecting_twice(self) -> None:
-        source, *_ = self.make()
-        q = draw(len(self.lengths), HEADS, WIDTH // HEADS)
-        before = source.attend(1, q, 1)
-
-        source = source.select(torch.tensor([4, 0, 3])).select(torch.tensor([2, 1]))
-
-        torch.testing.assert_close(source.attend(1, q[[3, 0]], 1), before[[3, 0]])
-
-    def test_each_document_is_held_once_with_little_padding(self) -> None:
-        source, *_ = self.make()
-
-        exact = sum(self.lengths) * WIDTH * 4 * 2 * 2
-        assert exact <= source.num_bytes <= 1.2 * exact
-
-    def test_non_finite_numbers_stay_in_their_document(self) -> None:
-        layout = Layout.from_lengths([20, 18, 19])
-        states, modules = draw_states(57), projections(2)
-        q = draw(3, HEADS, WIDTH // HEADS)
-        clean = Source(states, layout, [(modules[0], modules[1])], HEADS).attend(0, q, 1)
-        states[20:38] = torch.nan
-
-        out = Source(states, layout, [(modules[0], modules[1])], HEADS).attend(0, q, 1)
-
-        assert out[1].isnan().all()
-        torch.testing.assert_close(out[[0, 2]], clean[[0, 2]])
-
-    def test_rows_that_do_not_fit_are_named(self) -> None:
-        source, *_ = self.make()
-
-        with pytest.raises(ShapeError, match="7 rows cannot be 2 for each of 6 documents"):
-            source.attend(0, draw(7, HEADS, WIDTH // HEADS), 2)
-
-
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(layout=layouts(), form=st.sampled_from(FORMS))
 def test_any_batch_and_all_gradients(layout: Layout, form: Form) -> None:
@@ -263,47 +166,5 @@ def test_any_batch_and_all_gradients(layout: Layout, form: Form) -> None:
         # The key's bias adds a constant to every score of a row: no gradient, or rounding.
         grads = [getattr(m, n).grad for m, n in names if (m, n) != (modules[1], "bias")]
         results.append([out.detach(), states.grad, *grads])
-    for theirs, mine in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=5),
-    rows_per_document=st.integers(1, 5),
-    data=st.data(),
-)
-def test_any_source_and_all_gradients(
-    lengths: list[int], rows_per_document: int, data: st.DataObject
-) -> None:
-    total = sum(lengths)
-    flags = data.draw(st.none() | st.lists(st.booleans(), min_size=total, max_size=total))
-    visible = None if flags is None else torch.tensor(flags, dtype=torch.bool)
-    layout = Layout.from_lengths(lengths, visible=visible)
-    results = []
-    for oracle in (True, False):
-        states = draw_states(total, dtype=torch.float64).requires_grad_()
-        key, value = projections(2, torch.float64)
-        head_dim = WIDTH // HEADS
-        q = draw(len(lengths) * rows_per_document, HEADS, head_dim, dtype=torch.float64)
-        q.requires_grad_()
-        if oracle:
-            parts, first = [], 0
-            seen = torch.ones(total, dtype=torch.bool) if visible is None else visible
-            for document, length in enumerate(lengths):
-                chosen = states[first : first + length][seen[first : first + length]]
-                first += length
-                k, v = (m(chosen).view(-1, HEADS, head_dim) for m in (key, value))
-                start = document * rows_per_document
-                scores = torch.einsum("rhd,nhd->hrn", q[start : start + rows_per_document], k)
-                weights = (scores / math.sqrt(head_dim)).softmax(-1)
-                parts.append(torch.einsum("hrn,nhd->rhd", weights, v).flatten(1))
-            out = torch.cat(parts)
-        else:
-            source = Source(states, layout, [(key, value)], HEADS)
-            out = source.attend(0, q, rows_per_document)
-        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
-        grads = [key.weight.grad, value.weight.grad, value.bias.grad]
-        results.append([out.detach(), q.grad, states.grad, *grads])
     for theirs, mine in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)

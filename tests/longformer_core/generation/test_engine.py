@@ -322,8 +322,8 @@ def test_the_memory_of_a_failed_pack_is_let_go() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._source, name)
 
-    def source(*args: Any) -> Any:
-        made = Source(make(*args))
+    def source(*args: Any, **options: Any) -> Any:
+        made = Source(make(*args, **options))
         sources.append(weakref.ref(made))
         return made
 
