@@ -250,9 +250,9 @@ class _Scores:
     """
 
     def __init__(self, q: Tensor, k: Tensor, call: _Call) -> None:
-        """Scale the queries."""
-        self.num_heads, self._dropout = q.shape[1], call.dropout
-        self.q, self.k = (q * call.scale).transpose(0, 1), k.transpose(0, 1)
+        """Put the heads first."""
+        self.num_heads, self._dropout, self._scale = q.shape[1], call.dropout, call.scale
+        self.q, self.k = q.transpose(0, 1), k.transpose(0, 1)
         self.k_global = k[call.layout.global_index].transpose(0, 1)
         self._masks = _Masks(call.layout, call.radius, q)
         self._size = max((b.num_queries * _row_length(b) for b in call.blocks), default=0)
@@ -265,20 +265,36 @@ class _Scores:
         shape = (self.num_heads, block.num_queries, _row_length(block))
         return self._buffers[name][: math.prod(shape)].view(shape)
 
-    def product(self, name: str, rows: Tensor, k: Tensor, columns: Tensor, block: _Block) -> Tensor:
-        """Return rows [H, C, D] times a block's keys and times its global columns, in a buffer."""
+    def product(
+        self,
+        name: str,
+        rows: Tensor,
+        k: Tensor,
+        columns: Tensor,
+        block: _Block,
+        *,
+        scale: float = 1.0,
+        rest: float = 0.0,
+    ) -> Tensor:
+        """Return `scale` times rows [H, C, D] times keys and global columns, then the `rest`.
+
+        A batched product into a part of a row is slow, so this one takes the tokens after the
+        block's keys too, where there are some, and overwrites what comes of them.
+        """
         out, w, g = self.buffer(name, block), block.num_keys, block.num_globals
-        torch.bmm(rows, k[:, block.keys].transpose(1, 2), out=out[..., :w])
+        keys = k[:, block.keys.start : block.keys.start + out.shape[-1]].transpose(1, 2)
+        part = out if keys.shape[-1] == out.shape[-1] else out[..., : keys.shape[-1]]
+        part.baddbmm_(rows, keys, beta=0, alpha=scale)
         if g:
-            out[..., w : w + g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2))
-            out[..., w + g :] = 0
+            tail = rows.new_full((*out.shape[:2], out.shape[-1] - w), rest)
+            tail[..., :g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2)).mul_(scale)
+            out[..., w:] = tail
         return out
 
     def probabilities(self, block: _Block) -> Tensor:
         """Return the softmax of a block's scores."""
-        scores = self.product("p", self.q[:, block.queries], self.k, self.k_global, block)
-        if block.num_globals:
-            scores[..., block.num_keys + block.num_globals :] = -torch.inf
+        rows, scale = self.q[:, block.queries], self._scale
+        scores = self.product("p", rows, self.k, self.k_global, block, scale=scale, rest=-torch.inf)
         self._masks.add(scores, block)
         torch.softmax(scores, -1, out=scores)
         return scores
@@ -362,7 +378,7 @@ def _gradients(
         dq[block.queries] = turned.transpose(0, 1)
     dk.index_add_(0, chosen, dk_global.transpose(0, 1))
     dv.index_add_(0, chosen, dv_global.transpose(0, 1))
-    return dq.mul_(call.scale), dk, dv
+    return dq.mul_(call.scale), dk.mul_(call.scale), dv
 
 
 def _row_length(block: _Block) -> int:
