@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
+from longformer_core.dropout import Dropout
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.layout import Layout
 from longformer_core.models.base import PretrainedModel, check_ids
@@ -488,7 +489,7 @@ class LEDClassificationHead(nn.Module):
         """Make the two projections."""
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
     def forward(self, states: Tensor) -> Tensor:

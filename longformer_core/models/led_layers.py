@@ -11,11 +11,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
+from longformer_core.dropout import dropout
 from longformer_core.layout import Layout
 from longformer_core.models.base import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
+from longformer_core.dropout import Dropout
 from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.global_tokens import mark_choice, mark_first_token, mark_question
 from longformer_core.layout import Layout
@@ -42,7 +43,7 @@ class LongformerEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, words: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """Return [T, d] of word embeddings [T, d], positions [T] and token types [T]."""
@@ -78,7 +79,7 @@ class LongformerSelfOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """Return [T, d]."""
@@ -313,7 +314,7 @@ class LongformerClassificationHead(nn.Module):
         """Make the two projections."""
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -374,7 +375,7 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -466,7 +467,7 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.longformer = LongformerModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 

@@ -1,5 +1,7 @@
 """How the benchmarks measure: side by side, alternating, medians, one JSON line per result."""
 
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
@@ -32,7 +34,12 @@ def distance(ours: Tensor, oracle: Tensor) -> float:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Return by how much the process grew at most during a call (Linux)."""
+    """Return by how much the process grew at most during a call (Linux).
+
+    Memory that earlier calls freed goes back first, or a call that reuses it would seem to need none.
+    """
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     kept = call()

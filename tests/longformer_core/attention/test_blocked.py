@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longformer_core.attention import blocked, window_attention
-from longformer_core.attention.blocked import draw_kept
 from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
 
@@ -201,31 +200,6 @@ def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
         window_attention(q, k, ones, layout, RADIUS, dropout_p=0.0),
         window_attention(q, k, ones, layout, RADIUS),
     )
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
-def test_what_is_kept_is_drawn_evenly(p: float) -> None:
-    def draw_flags(seed: int, num: int = 4 * 50_000 + 3) -> Tensor:
-        return draw_kept(torch.empty(num), p, torch.Generator().manual_seed(seed))
-
-    flags = draw_flags(0)
-    assert torch.equal(flags, draw_flags(0))
-    assert torch.equal(draw_flags(1).unique(), flags.unique())
-    assert flags.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-2)
-    spread = (p / (1 - p)) ** 0.5
-    # Each of the four numbers of a draw by itself, and each with its neighbours.
-    for lane in range(4):
-        assert float(flags[lane::4].mean()) == pytest.approx(1, abs=5 * spread / 50_000**0.5)
-    centred = flags - flags.mean()
-    for distance in (1, 2, 3, 4):
-        together = float((centred[distance:] * centred[:-distance]).mean())
-        assert abs(together) <= 5 * spread**2 / 200_000**0.5
-
-
-def test_dropping_nothing_and_everything() -> None:
-    draw = torch.Generator()
-    assert draw_kept(torch.empty(9), 0.0, draw).tolist() == [1] * 9
-    assert draw_kept(torch.empty(9), 1.0, draw).tolist() == [0] * 9
 
 
 def _visible_counts(layout: Layout) -> list[int]:
