@@ -36,7 +36,7 @@ def distance(ours: Tensor, oracle: Tensor) -> float:
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Return by how much the process grew at most during a call (Linux).
 
-    Memory that earlier calls freed goes back first, or a call that reuses it would seem to need none.
+    Memory that earlier calls freed goes back first: a call that reused it would seem to need none.
     """
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
