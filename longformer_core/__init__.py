@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     from longformer_core.models.attention_maps import attention_dense
     from longformer_core.models.led import (
         LEDForConditionalGeneration,
-        LEDForQuestionAnswering,
-        LEDForSequenceClassification,
         LEDModel,
         LEDPreTrainedModel,
+    )
+    from longformer_core.models.led_heads import (
+        LEDForQuestionAnswering,
+        LEDForSequenceClassification,
     )
     from longformer_core.models.longformer import (
         LongformerForMaskedLM,
@@ -154,8 +156,8 @@ _HOME = {
     "LEDConfig": "config",
     "LEDEncoderBaseModelOutput": "models.outputs",
     "LEDForConditionalGeneration": "models.led",
-    "LEDForQuestionAnswering": "models.led",
-    "LEDForSequenceClassification": "models.led",
+    "LEDForQuestionAnswering": "models.led_heads",
+    "LEDForSequenceClassification": "models.led_heads",
     "LEDModel": "models.led",
     "LEDPreTrainedModel": "models.led",
     "LEDSeq2SeqLMOutput": "models.outputs",

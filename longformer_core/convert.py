@@ -34,7 +34,7 @@ from longformer_core.families import (
 )
 from longformer_core.layout import Layout
 from longformer_core.location import SMALL_FILES
-from longformer_core.models import led, longformer
+from longformer_core.models import led, led_heads, longformer
 from longformer_core.models.base import PretrainedModel
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.self_attention import LongformerSelfAttention
@@ -237,7 +237,8 @@ def model_class(name: str) -> type[PretrainedModel[Any]]:
 
     Raises: ConfigError when there is none.
     """
-    found = getattr(longformer, name, None) or getattr(led, name, None)
+    homes = (longformer, led, led_heads)
+    found = next((getattr(home, name) for home in homes if hasattr(home, name)), None)
     if isinstance(found, type) and issubclass(found, PretrainedModel):
         return found
     raise ConfigError(f"there is no model class {name!r} here; choose a directory of another class")

@@ -30,7 +30,7 @@ SMALL_FILES = (
     "sentencepiece.bpe.model",
 )
 # Only the first kind that a place has is fetched.
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5", ".ckpt")
 _SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "file")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

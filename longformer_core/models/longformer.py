@@ -6,18 +6,21 @@ Shape letters: B documents, S slots of the padded batch, T packed tokens, d hidd
 Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
 from longformer_core.dropout import Dropout
-from longformer_core.errors import ShapeError, TooLongError
+from longformer_core.errors import ShapeError
 from longformer_core.global_tokens import mark_choice, mark_first_token, mark_question
-from longformer_core.layout import Layout
-from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
+from longformer_core.models.base import PretrainedModel, check_ids
+from longformer_core.models.longformer_layers import (
+    LongformerEmbeddings,
+    LongformerEncoder,
+    LongformerLayer,
+    LongformerPooler,
+)
 from longformer_core.models.losses import classification_loss, span_loss, token_logits
 from longformer_core.models.outputs import (
     LongformerBaseModelOutputWithPooling,
@@ -28,122 +31,6 @@ from longformer_core.models.outputs import (
     LongformerTokenClassifierOutput,
 )
 from longformer_core.models.padded import padded_batch
-from longformer_core.models.self_attention import LongformerSelfAttention
-
-
-class LongformerEmbeddings(nn.Module):
-    """Words, positions and token types, added and normalised."""
-
-    def __init__(self, config: LongformerConfig) -> None:
-        """Make the three tables."""
-        super().__init__()
-        d, pad = config.hidden_size, config.pad_token_id
-        self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=pad)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
-        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(self, words: Tensor, positions: Tensor, types: Tensor) -> Tensor:
-        """Return [T, d] of word embeddings [T, d], positions [T] and token types [T]."""
-        states = words + self.position_embeddings(positions) + self.token_type_embeddings(types)
-        out: Tensor = self.dropout(self.LayerNorm(states))
-        return out
-
-    def count_positions(self, input_ids: Tensor | None, slots: Tensor) -> Tensor:
-        """Return positions [B, S]: from `pad_token_id` + 1, over the tokens that are not padding.
-
-        Of embeddings (ids None) nobody knows which are padding: all of the `slots` [B, S] count.
-        Raises: TooLongError when a document has more tokens than there are positions.
-        """
-        pad = self.config.pad_token_id or 0
-        counted = slots + 1
-        if input_ids is not None:
-            real = input_ids.ne(pad)
-            counted = real.cumsum(1) * real
-        longest = int(counted.max()) if counted.numel() else 0
-        if longest > self.config.max_length:
-            raise TooLongError(
-                f"a document has {longest} tokens but the model has {self.config.max_length} "
-                "positions; shorten the document or choose a model with more positions"
-            )
-        return counted + pad
-
-
-class LongformerSelfOutput(nn.Module):
-    """A projection added to its layer's input and normalised."""
-
-    def __init__(self, config: LongformerConfig, width: int) -> None:
-        """Make the projection from `width` to the hidden size."""
-        super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
-        """Return [T, d]."""
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
-        return out
-
-
-class LongformerLayer(nn.Module):
-    """Attention and feed-forward, each added to its input and normalised after."""
-
-    def __init__(self, config: LongformerConfig, radius: int) -> None:
-        """Make one layer that looks `radius` tokens either side."""
-        super().__init__()
-        d = config.hidden_size
-        self.attention = nn.ModuleDict(
-            {
-                "self": LongformerSelfAttention(
-                    d, config.num_attention_heads, radius, config.attention_probs_dropout_prob
-                ),
-                "output": LongformerSelfOutput(config, d),
-            }
-        )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, config.intermediate_size)})
-        self.activation = activation(config.hidden_act)
-        self.output = LongformerSelfOutput(config, config.intermediate_size)
-
-    def forward(self, states: Tensor, layout: Layout) -> Tensor:
-        """Return the next states [T, d]."""
-        attended = self.attention["self"](states, layout)
-        states = self.attention["output"](attended, states)
-        out: Tensor = self.output(self.activation(self.intermediate["dense"](states)), states)
-        return out
-
-    def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return what `LongformerSelfAttention.probabilities` makes of this layer's input."""
-        attention = self.attention["self"]
-        assert isinstance(attention, LongformerSelfAttention)
-        return attention.probabilities(states, layout)
-
-
-class LongformerEncoder(LayerStack):
-    """The layers."""
-
-    def __init__(self, config: LongformerConfig) -> None:
-        """Make one layer per radius."""
-        super().__init__()
-        self.layer = nn.ModuleList(LongformerLayer(config, radius) for radius in config.radii)
-
-    def forward(self, states: Tensor, layout: Layout, every: list[Tensor] | None = None) -> Tensor:
-        """Return the states [T, d] after the last layer; the list gets those of all layers."""
-        return self.run(self.layer, states, every, layout)
-
-
-class LongformerPooler(nn.Module):
-    """The first token's state through a projection and tanh."""
-
-    def __init__(self, config: LongformerConfig) -> None:
-        """Make the projection."""
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return [B, d] of padded states [B, S, d]."""
-        return torch.tanh(self.dense(states[:, 0]))
 
 
 class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
@@ -304,7 +191,7 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         )
         states = base.last_hidden_state
         logits, loss = token_logits(self.lm_head, states, labels, attention_mask)
-        return LongformerMaskedLMOutput(loss, logits, **_of_encoder(base))
+        return LongformerMaskedLMOutput(loss, logits, **base.passed_on())
 
 
 class LongformerClassificationHead(nn.Module):
@@ -365,7 +252,7 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         )
         logits = self.classifier(base.last_hidden_state)
         loss = None if labels is None else classification_loss(self.config, logits, labels)
-        return LongformerSequenceClassifierOutput(loss, logits, **_of_encoder(base))
+        return LongformerSequenceClassifierOutput(loss, logits, **base.passed_on())
 
 
 class LongformerForTokenClassification(LongformerPreTrainedModel):
@@ -407,7 +294,7 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         )
         states = self.dropout(base.last_hidden_state)
         logits, loss = token_logits(self.classifier, states, labels, attention_mask)
-        return LongformerTokenClassifierOutput(loss, logits, **_of_encoder(base))
+        return LongformerTokenClassifierOutput(loss, logits, **base.passed_on())
 
 
 class LongformerForQuestionAnswering(LongformerPreTrainedModel):
@@ -456,7 +343,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
         return LongformerQuestionAnsweringModelOutput(
-            loss, start.contiguous(), end.contiguous(), **_of_encoder(base)
+            loss, start.contiguous(), end.contiguous(), **base.passed_on()
         )
 
 
@@ -510,13 +397,4 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         )
         logits = self.classifier(self.dropout(base.pooler_output)).view(-1, choices)
         loss = None if labels is None else functional.cross_entropy(logits, labels)
-        return LongformerMultipleChoiceModelOutput(loss, logits, **_of_encoder(base))
-
-
-def _of_encoder(base: LongformerBaseModelOutputWithPooling) -> dict[str, Any]:
-    """Return what a head passes on."""
-    return {
-        "hidden_states": base.hidden_states,
-        "attentions": base.attentions,
-        "global_attentions": base.global_attentions,
-    }
+        return LongformerMultipleChoiceModelOutput(loss, logits, **base.passed_on())

@@ -42,6 +42,11 @@ class ModelOutput:
         """Return the values of the fields that are not None, in order."""
         return tuple(self.values())
 
+    def passed_on(self) -> dict[str, Any]:
+        """Return what a head adds to its own output: all fields but the states it has read."""
+        read = ("last_hidden_state", "pooler_output")
+        return {name: value for name, value in self.items() if name not in read}
+
     def __getitem__(self, key: str | int | slice) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
 

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -150,7 +150,8 @@ def test_only_hub_ids_have_revisions(tmp_path: Path) -> None:
     [
         (["model.safetensors", "pytorch_model.bin", "tf_model.h5"], "model.safetensors"),
         (["pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
-        (["tf_model.h5"], "tf_model.h5"),
+        (["tf_model.h5", "last.ckpt"], "tf_model.h5"),
+        (["last.ckpt"], "last.ckpt"),
     ],
 )
 def test_one_kind_of_weights_is_fetched(

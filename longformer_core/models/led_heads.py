@@ -1,0 +1,167 @@
+"""The published heads of LED that write no text: classify documents, and find spans.
+
+Shape letters: B documents, S source slots and N target tokens of a padded batch, d hidden size,
+C labels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from longformer_core.config import LEDConfig
+from longformer_core.dropout import Dropout
+from longformer_core.errors import ShapeError
+from longformer_core.models.led import EncoderOutputs, LEDModel, LEDPreTrainedModel
+from longformer_core.models.losses import classification_loss, span_loss
+from longformer_core.models.outputs import (
+    LEDSeq2SeqModelOutput,
+    LEDSeq2SeqQuestionAnsweringModelOutput,
+    LEDSeq2SeqSequenceClassifierOutput,
+)
+
+
+class LEDClassificationHead(nn.Module):
+    """One state of each document to logits."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the two projections."""
+        super().__init__()
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.dropout = Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.d_model, config.num_labels)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return [B, C] of [B, d]."""
+        inner = torch.tanh(self.dense(self.dropout(states)))
+        out: Tensor = self.out_proj(self.dropout(inner))
+        return out
+
+
+class LEDForSequenceClassification(LEDPreTrainedModel):
+    """Classify documents by the decoder's state at the last `</s>`, or score them."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.led = LEDModel(config)
+        self.classification_head = LEDClassificationHead(config)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqSequenceClassifierOutput:
+        """Return logits [B, C].
+
+        The state is the one at the last `</s>` of `input_ids` when the decoder reads the source,
+        and otherwise at the last token that `decoder_attention_mask` leaves.
+        Shapes: labels [B] of classes or values, or [B, C] of 0.0 and 1.0.
+        Raises: as `LEDModel.forward`; ShapeError when a row has no `</s>`.
+        """
+        output: LEDSeq2SeqModelOutput = self.led(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            global_attention_mask,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if labels is not None else use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        states = output.last_hidden_state
+        assert states is not None
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            assert input_ids is not None
+            last = _last(self._is_end(input_ids), "the end token")
+        elif decoder_attention_mask is not None:
+            last = _last(decoder_attention_mask.ne(0), "a token that decoder_attention_mask leaves")
+        else:
+            last = torch.full((len(states),), states.shape[1] - 1)
+        rows = torch.arange(len(states), device=states.device)
+        logits = self.classification_head(states[rows, last.to(states.device)])
+        loss = None if labels is None else classification_loss(self.config, logits, labels)
+        return LEDSeq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **output.passed_on())
+
+    def _is_end(self, input_ids: Tensor) -> Tensor:
+        ends = torch.tensor(self.config.eos_token_ids, device=input_ids.device)
+        return torch.isin(input_ids, ends)
+
+
+def _last(flags: Tensor, what: str) -> Tensor:
+    """Return the last position [B] of each row where [B, N] is true."""
+    if not bool(flags.any(1).all()):
+        raise ShapeError(f"a row does not contain {what}, so there is no state to classify")
+    count = torch.arange(flags.shape[1], device=flags.device)
+    return (flags * count).amax(1)
+
+
+class LEDForQuestionAnswering(LEDPreTrainedModel):
+    """Find a span of the text that the decoder reads."""
+
+    def __init__(self, config: LEDConfig) -> None:
+        """Make the model with weights drawn from torch's global generator."""
+        super().__init__(config)
+        self.led = LEDModel(config)
+        self.qa_outputs = nn.Linear(config.d_model, 2)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        global_attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LEDSeq2SeqQuestionAnsweringModelOutput:
+        """Return start and end logits [B, N] over the tokens that the decoder reads.
+
+        Shapes: start_positions, end_positions [B]; a position outside the text is ignored.
+        Raises: as `LEDModel.forward`.
+        """
+        asked = start_positions is not None and end_positions is not None
+        output: LEDSeq2SeqModelOutput = self.led(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            global_attention_mask,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if asked else use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        start, end = self.qa_outputs(output.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
+        return LEDSeq2SeqQuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start.contiguous(),
+            end_logits=end.contiguous(),
+            **output.passed_on(),
+        )
