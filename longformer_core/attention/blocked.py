@@ -223,12 +223,12 @@ class _Masks:
         skip = self._radius - (block.queries.start - block.keys.start)
         left = c - 1 - skip
         if left > 0:
-            scores[..., skip:, :left] += self.before[: c - skip, :left]
+            scores[..., skip:, :left].add_(self.before[: c - skip, :left])
         right = block.keys.stop - (block.queries.start + self._radius + 1)
         if right > 0:
-            scores[..., w - right : w] += self.after[:c, :right]
+            scores[..., w - right : w].add_(self.after[:c, :right])
         if self.keys is not None:
-            scores[..., :w] += self.keys[block.keys]
+            scores[..., :w].add_(self.keys[block.keys])
         if block.near_global:
             queries = torch.arange(
                 block.queries.start, block.queries.stop, device=self._globals.device
@@ -255,9 +255,11 @@ class _Scores:
         self.num_heads, self._dropout, self._scale = q.shape[1], call.dropout, call.scale
         self.q, self.k = q.transpose(0, 1), k.transpose(0, 1)
         self.k_global = k[call.layout.global_index].transpose(0, 1)
+        self._columns = self.k_global * call.scale
         self._masks = _Masks(call.layout, call.radius, q)
         self._size = max((b.num_queries * _row_length(b) for b in call.blocks), default=0)
         self._buffers: dict[str, Tensor] = {}
+        self._tails: dict[tuple[str, int, int, int], Tensor] = {}
 
     def buffer(self, name: str, block: _Block) -> Tensor:
         """Return [H, C, W + g and some], with what is left of the last block of that name."""
@@ -277,7 +279,7 @@ class _Scores:
         scale: float = 1.0,
         rest: float = 0.0,
     ) -> Tensor:
-        """Return `scale` times rows [H, C, D] times keys and global columns, then the `rest`.
+        """Return `scale` times rows [H, C, D] times keys, rows times columns, then the `rest`.
 
         A batched product into a part of a row is slow, so this one takes the tokens after the
         block's keys too, where there are some, and overwrites what comes of them.
@@ -287,15 +289,24 @@ class _Scores:
         part = out if keys.shape[-1] == out.shape[-1] else out[..., : keys.shape[-1]]
         part.baddbmm_(rows, keys, beta=0, alpha=scale)
         if g:
-            tail = rows.new_full((*out.shape[:2], out.shape[-1] - w), rest)
-            tail[..., :g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2)).mul_(scale)
+            tail = self._tail(name, block, rest)
+            tail[..., :g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2))
             out[..., w:] = tail
         return out
 
+    def _tail(self, name: str, block: _Block, rest: float) -> Tensor:
+        """Return [H, C, g and some] for the columns of the globals, the others `rest`."""
+        length = _row_length(block) - block.num_keys
+        key = (name, block.num_queries, length, block.num_globals)
+        if key not in self._tails:
+            shape = (self.num_heads, block.num_queries, length)
+            self._tails[key] = self.q.new_full(shape, rest)
+        return self._tails[key]
+
     def probabilities(self, block: _Block) -> Tensor:
         """Return the softmax of a block's scores."""
-        rows, scale = self.q[:, block.queries], self._scale
-        scores = self.product("p", rows, self.k, self.k_global, block, scale=scale, rest=-torch.inf)
+        rows, scale, columns = self.q[:, block.queries], self._scale, self._columns
+        scores = self.product("p", rows, self.k, columns, block, scale=scale, rest=-torch.inf)
         self._masks.add(scores, block)
         torch.softmax(scores, -1, out=scores)
         return scores
