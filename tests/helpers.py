@@ -34,6 +34,24 @@ TINY: dict[str, Any] = {
     # At the usual 0.02 an untrained model hardly looks at its source.
     "init_std": 0.3,
 }
+# The published sizes of allenai/longformer-base-4096 and allenai/led-base-16384.
+LONGFORMER_BASE: dict[str, Any] = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 4098,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "attention_window": [512] * 12,
+}
+LED_BASE: dict[str, Any] = {
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 12,
+    "decoder_attention_heads": 12,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+    "attention_window": [1024] * 6,
+}
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 

@@ -18,27 +18,11 @@ from torch import Tensor
 
 from longformer_core import LEDConfig, LEDModel, LongformerConfig, LongformerModel
 from tests.bench.measure import alternate, distance, emit, peak_bytes
+from tests.helpers import LED_BASE, LONGFORMER_BASE
 
 SHORT = (33, 120, 250, 400, 610, 830, 1100, 1500)
 # case: ratio to transformers, share of the floor
 GOALS = {"float32": (2.2, 0.7), "bfloat16": (4.2, None), "short": (7.0, None), "led": (3.5, None)}
-LONGFORMER: dict[str, Any] = {
-    "vocab_size": 50265,
-    "max_position_embeddings": 4098,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "attention_window": [512] * 12,
-}
-LED: dict[str, Any] = {
-    "d_model": 768,
-    "encoder_layers": 6,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 12,
-    "decoder_attention_heads": 12,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
-    "attention_window": [1024] * 6,
-}
 
 
 def padded(lengths: tuple[int, ...]) -> dict[str, Tensor]:
@@ -54,13 +38,14 @@ def models(case: str) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
     """Return the published encoder, ours with the same weights, and our config."""
     dtype = torch.bfloat16 if case == "bfloat16" else torch.float32
     if case == "led":
-        published = transformers.LEDModel(transformers.LEDConfig(**LED)).eval()
-        ours = LEDModel(LEDConfig(**LED)).eval()
+        led = LED_BASE | {"decoder_layers": 1}
+        published = transformers.LEDModel(transformers.LEDConfig(**led)).eval()
+        ours = LEDModel(LEDConfig(**led)).eval()
         ours.load_state_dict(published.state_dict())
         return published.encoder, ours.encode_padded, ours.config
-    config = transformers.LongformerConfig(**LONGFORMER)
+    config = transformers.LongformerConfig(**LONGFORMER_BASE)
     theirs = transformers.LongformerModel(config).to(dtype).eval()
-    mine = LongformerModel(LongformerConfig(**LONGFORMER)).to(dtype).eval()
+    mine = LongformerModel(LongformerConfig(**LONGFORMER_BASE)).to(dtype).eval()
     mine.load_state_dict(theirs.state_dict())
     return theirs, mine, mine.config
 

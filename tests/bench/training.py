@@ -16,8 +16,9 @@ import transformers
 from torch import Tensor
 
 from longformer_core import LongformerConfig, LongformerForMaskedLM
-from tests.bench.encoder import LONGFORMER, padded
+from tests.bench.encoder import padded
 from tests.bench.measure import alternate, distance, emit, peak_bytes
+from tests.helpers import LONGFORMER_BASE
 
 GOAL, MEMORY_GOAL = 2.0, 0.5
 
@@ -53,8 +54,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     transformers.utils.logging.set_verbosity_error()
-    published = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**LONGFORMER))
-    ours = LongformerForMaskedLM(LongformerConfig(**LONGFORMER))
+    published = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**LONGFORMER_BASE))
+    ours = LongformerForMaskedLM(LongformerConfig(**LONGFORMER_BASE))
     ours.load_state_dict(published.state_dict())
     inputs = padded((given.tokens,))
     is_masked = torch.rand(inputs["input_ids"].shape) < 0.15

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -22,6 +21,7 @@ from jobs.options import exit_code
 from jobs.summarize import summarize
 from longformer_core.generation.config import GenerationConfig
 from tests.helpers import corpus_texts
+from tests.pipelines.driving import rows_of
 from tests.pipelines.parquet import write
 
 GENERATION = ["--num-beams", "2", "--max-new-tokens", "6"]
@@ -286,15 +286,6 @@ def test_an_output_that_cannot_be_written(
 
 
 # --- from end to end ---
-
-
-def rows_of(output: Path) -> dict[str, dict[str, Any]]:
-    assert (output / "_SUCCESS").exists()
-    manifest = json.loads((output / "_manifest.json").read_text())
-    table = pads.dataset([str(output / f["path"]) for f in manifest["files"]]).to_table()
-    rows = table.to_pylist()
-    assert len({row["id"] for row in rows}) == len(rows)
-    return {row["id"]: row for row in rows}
 
 
 @pytest.fixture(scope="module")

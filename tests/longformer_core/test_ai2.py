@@ -20,22 +20,13 @@ from longformer_core.errors import CheckpointError, ConfigError
 from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
-from tests.helpers import trained_tokenizer_directory
+from tests.helpers import TINY, trained_tokenizer_directory
 from tests.longformer_core.models.test_longformer import CONFIG, batch, difference, with_separators
 
-LED: dict[str, Any] = {
+LED = TINY | {
     "vocab_size": 2100,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "attention_window": [8, 16],
     "max_encoder_position_embeddings": 64,
     "max_decoder_position_embeddings": 32,
-    "init_std": 0.3,
 }
 ORIGINAL: dict[str, Any] = {
     "attention_mode": "sliding_chunks",

@@ -22,16 +22,21 @@ from tests.pipelines.drive import drive
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def summaries(output: str | Path) -> dict[str, str]:
-    """id -> summary of a completed run, read as a user reads it: the files of the manifest."""
+def rows_of(output: str | Path) -> dict[str, dict[str, Any]]:
+    """id -> row of a completed run, read as a user reads it: the files of the manifest."""
     run = locate(str(output))
     assert run.join("_SUCCESS").exists()
     files = run.join("_manifest.json").read_json()["files"]
     tables = [pq.read_table(run.join(f["path"]).path, filesystem=run.filesystem) for f in files]
-    table = pa.concat_tables(tables)
-    ids = table["id"].to_pylist()
-    assert len(ids) == len(set(ids)), "a row is there twice"
-    return dict(zip(ids, table["summary"].to_pylist(), strict=True))
+    rows = pa.concat_tables(tables).to_pylist()
+    found = {row["id"]: row for row in rows}
+    assert len(found) == len(rows), "a row is there twice"
+    return found
+
+
+def summaries(output: str | Path) -> dict[str, str]:
+    """id -> summary of a completed run."""
+    return {name: row["summary"] for name, row in rows_of(output).items()}
 
 
 def begun(journal: Path) -> Counter[str]:

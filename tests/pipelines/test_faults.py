@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,7 +25,7 @@ from pipelines.storage import locate
 from pipelines.tasks.summarize import COLUMNS
 from tests.helpers import corpus_texts, make_led_directory
 from tests.pipelines.drive import drive
-from tests.pipelines.driving import begun, summaries
+from tests.pipelines.driving import begun, rows_of, summaries
 from tests.pipelines.faults import Accident
 from tests.pipelines.parquet import destroy_page, invalid_utf8, write
 
@@ -120,14 +119,6 @@ def run(source: Path, output: Path, model: Path, *, max_errors: str = "1%", **ta
         recorded={},
         options=BatchOptions(device="cpu", rows_per_block=4, max_errors=max_errors),
     )
-
-
-def rows_of(output: Path) -> dict[str, dict[str, Any]]:
-    manifest = json.loads((output / "_manifest.json").read_text())
-    table = pads.dataset([str(output / f["path"]) for f in manifest["files"]]).to_table()
-    rows = table.to_pylist()
-    assert len({row["id"] for row in rows}) == len(rows)
-    return {row["id"]: row for row in rows}
 
 
 @pytest.fixture(scope="module")

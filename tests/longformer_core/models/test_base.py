@@ -21,33 +21,16 @@ from longformer_core.models.longformer import (
     LongformerForSequenceClassification,
     LongformerModel,
 )
-from tests.helpers import TINY
+from tests.helpers import LED_BASE, LONGFORMER_BASE, TINY
 from tests.longformer_core.models.published import batch, difference
 from tests.longformer_core.models.test_longformer import HEADS, pair
 
-BASE_4096: dict[str, Any] = {
-    "vocab_size": 50265,
-    "max_position_embeddings": 4098,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "attention_window": [512] * 12,
-}
-LARGE_4096 = BASE_4096 | {
+LONGFORMER_LARGE = LONGFORMER_BASE | {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
     "intermediate_size": 4096,
     "attention_window": [512] * 24,
-}
-LED_BASE: dict[str, Any] = {
-    "d_model": 768,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_attention_heads": 12,
-    "decoder_attention_heads": 12,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
-    "attention_window": [1024] * 6,
 }
 LED_LARGE: dict[str, Any] = {"attention_window": [1024] * 12}
 
@@ -354,8 +337,8 @@ def test_a_revision_is_passed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, BASE_4096) for name in ("LongformerModel", *HEADS)),
-        ("LongformerModel", LARGE_4096),
+        *((name, LONGFORMER_BASE) for name in ("LongformerModel", *HEADS)),
+        ("LongformerModel", LONGFORMER_LARGE),
         ("LEDForConditionalGeneration", LED_BASE),
         ("LEDForConditionalGeneration", LED_LARGE),
     ],
@@ -383,7 +366,7 @@ def test_a_full_size_model_survives_its_directory(tmp_path: Path, name: str) -> 
     if is_led:
         ours = LEDForConditionalGeneration(LEDConfig(**LED_BASE))
     else:
-        ours = LongformerForMaskedLM(LongformerConfig(**BASE_4096))
+        ours = LongformerForMaskedLM(LongformerConfig(**LONGFORMER_BASE))
     ours.save_pretrained(tmp_path)
     published, told = getattr(transformers, name).from_pretrained(
         tmp_path, output_loading_info=True
