@@ -8,8 +8,8 @@ Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g glob
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -28,11 +28,20 @@ _BLOCK_ELSEWHERE = 512
 _WHOLE = 256
 # Score rows are padded to this many columns when global columns make their length odd.
 _ALIGN = 16
+# Up to this radius the inner blocks of a document are smaller and computed many at once, head by
+# head, as many as have scores of these bytes.
+_JOINED_RADIUS = 128
+_JOINED_BLOCK = 32
+_JOINED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Slots of a block's queries and keys, and its document's range in `layout.global_index`."""
+    """Slots of a block's queries and keys, and its document's range in `layout.global_index`.
+
+    With a `count`, that many blocks one after another, of which each has `num_queries` queries and
+    `num_keys` keys, all alike.
+    """
 
     queries: slice
     keys: slice
@@ -41,6 +50,7 @@ class _Block:
     num_keys: int
     num_globals: int
     near_global: bool
+    count: int = 1
 
 
 def blocked_attention(
@@ -149,7 +159,19 @@ class _Call:
     def blocks(self) -> list[_Block]:
         """Return the plan that all layers with this radius share."""
         layout, radius = self.layout, self.radius
-        return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius)))
+        size = _BLOCK.get(layout.device.type, _BLOCK_ELSEWHERE)
+        return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius, size)))
+
+    @property
+    def joined_blocks(self) -> list[_Block]:
+        """Return the plan of a forward pass without dropout, on CPUs."""
+        layout, radius = self.layout, self.radius
+        if radius > _JOINED_RADIUS or self.dropout[0] or layout.device.type != "cpu":
+            return self.blocks
+        return layout.plan(
+            ("joined blocks", radius),
+            lambda: list(_joined(_blocks(layout, radius, _JOINED_BLOCK), layout, radius)),
+        )
 
 
 def _products(shape: Sequence[int], layout: int, radius: int) -> int:
@@ -176,8 +198,7 @@ def _without_invalid(rows: Tensor, layout: Layout) -> Tensor:
     return rows.masked_fill(~layout.is_valid[:, None, None], 0.0)
 
 
-def _blocks(layout: Layout, radius: int) -> Iterator[_Block]:
-    size = _BLOCK.get(layout.device.type, _BLOCK_ELSEWHERE)
+def _blocks(layout: Layout, radius: int, size: int) -> Iterator[_Block]:
     global_ends = accumulate(layout.num_globals)
     for (start, end), positions, global_end in zip(
         pairwise(layout.cu_seqlens), layout.global_positions, global_ends, strict=True
@@ -196,6 +217,86 @@ def _blocks(layout: Layout, radius: int) -> Iterator[_Block]:
                 num_globals=len(positions),
                 near_global=any(low <= start + position < high for position in positions),
             )
+
+
+def _joined(blocks: Iterable[_Block], layout: Layout, radius: int) -> Iterator[_Block]:
+    """Join the blocks that see the whole window on both sides and follow one another."""
+    run: list[_Block] = []
+    for block in blocks:
+        first, last = block.queries.start - radius, block.queries.stop + radius
+        is_inner = (block.keys.start, block.keys.stop) == (first, last)
+        is_inner &= block.num_queries == _JOINED_BLOCK
+        # Their products take whole rows of scores; see `_Scores.product`.
+        is_inner &= block.keys.start + _row_length(block) <= layout.num_tokens
+        follows = run and run[-1].globals == block.globals and len(run) < _most(block)
+        if run and not (is_inner and follows):
+            yield _join(run)
+            run = []
+        if is_inner:
+            run.append(block)
+        else:
+            yield block
+    if run:
+        yield _join(run)
+
+
+def _most(block: _Block) -> int:
+    """Return how many blocks are joined at the most."""
+    return max(1, _JOINED_BYTES // (4 * block.num_queries * _row_length(block)))
+
+
+def _join(run: list[_Block]) -> _Block:
+    return replace(
+        run[0],
+        queries=slice(run[0].queries.start, run[-1].queries.stop),
+        keys=slice(run[0].keys.start, run[-1].keys.stop),
+        near_global=any(block.near_global for block in run),
+        count=len(run),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one batched product takes: a block in all heads, or joined blocks in one head."""
+
+    block: _Block
+    head: int | None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return the queries' part [B, C, D] of [T, H, D]."""
+        rows = x[self.block.queries]
+        if self.head is None:
+            return rows.transpose(0, 1)
+        return rows[:, self.head].view(self.block.count, -1, x.shape[2])
+
+    def keys(self, x: Tensor, width: int) -> Tensor:
+        """Return `width` tokens [B, width, D] from the first key on, or as many as there are."""
+        first, step = self.block.keys.start, self.block.num_queries
+        if self.head is None:
+            return x[first : first + width].transpose(0, 1)
+        last = first + (self.block.count - 1) * step + width
+        return x[first:last, self.head].unfold(0, width, step).transpose(1, 2)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Return the global tokens' part [B, g, D] of [G, H, D]."""
+        columns = x[self.block.globals]
+        if self.head is None:
+            return columns.transpose(0, 1)
+        return columns[:, self.head].expand(self.block.count, -1, -1)
+
+    def put(self, rows: Tensor, out: Tensor) -> None:
+        """Write rows [B, C, D] to their places in [T, H, D]."""
+        if self.head is None:
+            out[self.block.queries] = rows.transpose(0, 1)
+        else:
+            out[self.block.queries, self.head] = rows.flatten(0, 1)
+
+
+def _parts(blocks: Iterable[_Block], num_heads: int) -> Iterator[_Part]:
+    for block in blocks:
+        heads: Iterable[int | None] = [None] if block.count == 1 else range(num_heads)
+        for head in heads:
+            yield _Part(block, head)
 
 
 class _Masks:
@@ -224,16 +325,16 @@ class _Masks:
         left = c - 1 - skip
         if left > 0:
             scores[..., skip:, :left].add_(self.before[: c - skip, :left])
-        right = block.keys.stop - (block.queries.start + self._radius + 1)
+        right = block.keys.start + w - (block.queries.start + self._radius + 1)
         if right > 0:
             scores[..., w - right : w].add_(self.after[:c, :right])
         if self.keys is not None:
-            scores[..., :w].add_(self.keys[block.keys])
+            scores[..., :w].add_(self.keys[block.keys].unfold(0, w, c)[:, None])
         if block.near_global:
             queries = torch.arange(
                 block.queries.start, block.queries.stop, device=self._globals.device
             )
-            distance = (queries[:, None] - self._globals[block.globals]).abs()
+            distance = (queries.view(-1, c, 1) - self._globals[block.globals]).abs()
             columns = scores[..., w : w + block.num_globals]
             columns.masked_fill_(distance <= self._radius, -torch.inf)
 
@@ -245,94 +346,100 @@ def _triangles(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Scores:
-    """The probabilities of one block after another, in buffers that all blocks share.
+    """The probabilities of one part after another, in buffers that all parts share.
 
     The explicit form: two products around a softmax, the fastest on CPUs.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, call: _Call) -> None:
-        """Put the heads first."""
-        self.num_heads, self._dropout, self._scale = q.shape[1], call.dropout, call.scale
-        self.q, self.k = q.transpose(0, 1), k.transpose(0, 1)
-        self.k_global = k[call.layout.global_index].transpose(0, 1)
+    def __init__(self, q: Tensor, k: Tensor, call: _Call, blocks: list[_Block]) -> None:
+        """Pick the global tokens' keys."""
+        self.q, self.k, self._call = q, k, call
+        self.k_global = k[call.layout.global_index]
         self._columns = self.k_global * call.scale
         self._masks = _Masks(call.layout, call.radius, q)
-        self._size = max((b.num_queries * _row_length(b) for b in call.blocks), default=0)
+        self._size = max((math.prod(self._shape(block)) for block in blocks), default=0)
         self._buffers: dict[str, Tensor] = {}
-        self._tails: dict[tuple[str, int, int, int], Tensor] = {}
+        self._tails: dict[tuple[object, ...], Tensor] = {}
 
-    def buffer(self, name: str, block: _Block) -> Tensor:
-        """Return [H, C, W + g and some], with what is left of the last block of that name."""
+    def _shape(self, block: _Block) -> tuple[int, int, int]:
+        """Return [B, C, W + g and some]."""
+        batch = block.count if block.count > 1 else self.q.shape[1]
+        return batch, block.num_queries, _row_length(block)
+
+    def _buffer(self, name: str, block: _Block) -> Tensor:
+        """Return [B, C, W + g and some], with what is left of the last part of that name."""
         if name not in self._buffers:
-            self._buffers[name] = self.q.new_empty(self.num_heads * self._size)
-        shape = (self.num_heads, block.num_queries, _row_length(block))
+            self._buffers[name] = self.q.new_empty(self._size)
+        shape = self._shape(block)
         return self._buffers[name][: math.prod(shape)].view(shape)
 
     def product(
         self,
         name: str,
+        part: _Part,
         rows: Tensor,
-        k: Tensor,
+        keys: Tensor,
         columns: Tensor,
-        block: _Block,
         *,
         scale: float = 1.0,
         rest: float = 0.0,
     ) -> Tensor:
-        """Return `scale` times rows [H, C, D] times keys, rows times columns, then the `rest`.
+        """Return `scale` times rows times keys, then rows times columns, then the `rest`.
 
         A batched product into a part of a row is slow, so this one takes the tokens after the
         block's keys too, where there are some, and overwrites what comes of them.
+        Shapes: rows and keys [T, H, D]; columns [G, H, D].
         """
-        out, w, g = self.buffer(name, block), block.num_keys, block.num_globals
-        keys = k[:, block.keys.start : block.keys.start + out.shape[-1]].transpose(1, 2)
-        part = out if keys.shape[-1] == out.shape[-1] else out[..., : keys.shape[-1]]
-        part.baddbmm_(rows, keys, beta=0, alpha=scale)
+        block, queries = part.block, part.rows(rows)
+        out, w, g = self._buffer(name, block), block.num_keys, block.num_globals
+        seen = part.keys(keys, out.shape[-1]).transpose(1, 2)
+        whole = out if seen.shape[-1] == out.shape[-1] else out[..., : seen.shape[-1]]
+        whole.baddbmm_(queries, seen, beta=0, alpha=scale)
         if g:
             tail = self._tail(name, block, rest)
-            tail[..., :g] = torch.bmm(rows, columns[:, block.globals].transpose(1, 2))
+            tail[..., :g] = torch.bmm(queries, part.columns(columns).transpose(1, 2))
             out[..., w:] = tail
         return out
 
     def _tail(self, name: str, block: _Block, rest: float) -> Tensor:
-        """Return [H, C, g and some] for the columns of the globals, the others `rest`."""
-        length = _row_length(block) - block.num_keys
-        key = (name, block.num_queries, length, block.num_globals)
+        """Return [B, C, g and some] for the columns of the globals, the others `rest`."""
+        batch, num_queries, length = self._shape(block)
+        shape = (batch, num_queries, length - block.num_keys)
+        key = (name, shape, block.num_globals)
         if key not in self._tails:
-            shape = (self.num_heads, block.num_queries, length)
             self._tails[key] = self.q.new_full(shape, rest)
         return self._tails[key]
 
-    def probabilities(self, block: _Block) -> Tensor:
-        """Return the softmax of a block's scores."""
-        rows, scale, columns = self.q[:, block.queries], self._scale, self._columns
-        scores = self.product("p", rows, self.k, columns, block, scale=scale, rest=-torch.inf)
-        self._masks.add(scores, block)
+    def probabilities(self, part: _Part) -> Tensor:
+        """Return the softmax of a part's scores."""
+        inputs, scale = (self.q, self.k, self._columns), self._call.scale
+        scores = self.product("p", part, *inputs, scale=scale, rest=-torch.inf)
+        self._masks.add(scores, part.block)
         torch.softmax(scores, -1, out=scores)
         return scores
 
-    def kept(self, block: _Block) -> Tensor | None:
+    def kept(self, part: _Part) -> Tensor | None:
         """Return 0 where dropout strikes and 1 / (1 - p) elsewhere: the same on every call."""
-        p, seed = self._dropout
+        p, seed = self._call.dropout
         if not p:
             return None
-        draw = torch.Generator(self.q.device).manual_seed(seed + block.queries.start)
-        return draw_kept(self.buffer("kept", block), p, draw)
+        draw = torch.Generator(self.q.device).manual_seed(seed + part.block.queries.start)
+        return draw_kept(self._buffer("kept", part.block), p, draw)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-    scores = _Scores(q, k, call)
-    v_heads, v_global = v.transpose(0, 1), v[call.layout.global_index].transpose(0, 1)
+    blocks = call.joined_blocks
+    scores, v_global = _Scores(q, k, call, blocks), v[call.layout.global_index]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for block in call.blocks:
-        p, w, g = scores.probabilities(block), block.num_keys, block.num_globals
-        kept = scores.kept(block)
+    for part in _parts(blocks, q.shape[1]):
+        p, w, g = scores.probabilities(part), part.block.num_keys, part.block.num_globals
+        kept = scores.kept(part)
         if kept is not None:
             p *= kept
-        mixed = torch.bmm(p[..., :w], v_heads[:, block.keys])
+        mixed = torch.bmm(p[..., :w], part.keys(v, w))
         if g:
-            mixed.baddbmm_(p[..., w : w + g], v_global[:, block.globals])
-        out[block.queries] = mixed.transpose(0, 1)
+            mixed.baddbmm_(p[..., w : w + g], part.columns(v_global))
+        part.put(mixed, out)
     return out
 
 
@@ -343,37 +450,34 @@ def _gradients(
 
     Source: FlashAttention, arXiv:2205.14135, appendix B.
     """
-    scores = _Scores(q, k, call)
+    scores = _Scores(q, k, call, call.blocks)
     chosen = call.layout.global_index
-    v_heads, v_global = v.transpose(0, 1), v[chosen].transpose(0, 1)
-    grads = grad.transpose(0, 1)
+    v_global = v[chosen]
     # Each row of probabilities times its own gradients, summed: what the softmax takes off.
     taken = None if out is None else (out * grad).sum(-1).t()[..., None].contiguous()
     dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    dk_heads, dv_heads = dk.transpose(0, 1), dv.transpose(0, 1)
     dk_global, dv_global = torch.zeros_like(scores.k_global), torch.zeros_like(v_global)
-    for block in call.blocks:
-        queries, w = scores.q[:, block.queries], block.num_keys
-        columns = slice(w, w + block.num_globals)
-        p, kept = scores.probabilities(block), scores.kept(block)
-        rows = grads[:, block.queries]
-        ds = scores.product("ds", rows, v_heads, v_global, block)
+    for part in _parts(call.blocks, q.shape[1]):
+        block, queries, rows = part.block, part.rows(q), part.rows(grad)
+        w, columns = block.num_keys, slice(block.num_keys, block.num_keys + block.num_globals)
+        p, kept = scores.probabilities(part), scores.kept(part)
+        ds = scores.product("ds", part, grad, v, v_global)
         mixed = p
         if kept is not None:
             ds *= kept
             mixed = kept.mul_(p)
-        dv_heads[:, block.keys].baddbmm_(mixed[..., :w].transpose(1, 2), rows)
+        part.keys(dv, w).baddbmm_(mixed[..., :w].transpose(1, 2), rows)
         off = torch.linalg.vecdot(ds, p)[..., None] if taken is None else taken[:, block.queries]
         ds.sub_(off).mul_(p)
-        dk_heads[:, block.keys].baddbmm_(ds[..., :w].transpose(1, 2), queries)
-        turned = torch.bmm(ds[..., :w], scores.k[:, block.keys])
+        part.keys(dk, w).baddbmm_(ds[..., :w].transpose(1, 2), queries)
+        turned = torch.bmm(ds[..., :w], part.keys(k, w))
         if block.num_globals:
-            turned.baddbmm_(ds[..., columns], scores.k_global[:, block.globals])
-            dk_global[:, block.globals].baddbmm_(ds[..., columns].transpose(1, 2), queries)
-            dv_global[:, block.globals].baddbmm_(mixed[..., columns].transpose(1, 2), rows)
-        dq[block.queries] = turned.transpose(0, 1)
-    dk.index_add_(0, chosen, dk_global.transpose(0, 1))
-    dv.index_add_(0, chosen, dv_global.transpose(0, 1))
+            turned.baddbmm_(ds[..., columns], part.columns(scores.k_global))
+            part.columns(dk_global).baddbmm_(ds[..., columns].transpose(1, 2), queries)
+            part.columns(dv_global).baddbmm_(mixed[..., columns].transpose(1, 2), rows)
+        part.put(turned, dq)
+    dk.index_add_(0, chosen, dk_global)
+    dv.index_add_(0, chosen, dv_global)
     return dq.mul_(call.scale), dk.mul_(call.scale), dv
 
 
@@ -389,7 +493,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     masks = _Masks(call.layout, call.radius, q)
     for block in call.blocks:
         rows, keys, values = _inputs(block, q, k, v, call.layout)
-        bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
+        bias = q.new_zeros(1, block.num_queries, block.num_keys + block.num_globals)
         masks.add(bias, block)
         mixed = scaled_dot_product_attention(
             rows[None], keys[None], values[None], attn_mask=bias[None], scale=call.scale

@@ -36,6 +36,10 @@ def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "_BLOCK", {"cpu": 8})
         patch.setattr(blocked, "_WHOLE", 12)
+        patch.setattr(blocked, "_JOINED_RADIUS", 8)
+        patch.setattr(blocked, "_JOINED_BLOCK", 4)
+        # Three blocks at once, at a radius of 4 and without global tokens.
+        patch.setattr(blocked, "_JOINED_BYTES", 3 * 4 * 4 * 12)
         yield
 
 
@@ -128,6 +132,9 @@ def test_published_block_sizes() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "_BLOCK", {"cpu": 128})
         patch.setattr(blocked, "_WHOLE", 256)
+        patch.setattr(blocked, "_JOINED_RADIUS", 128)
+        patch.setattr(blocked, "_JOINED_BLOCK", 32)
+        patch.setattr(blocked, "_JOINED_BYTES", 2**23)
         check(Layout.from_lengths([700, 256, 257], [[0, 350], [255], []]), 100, torch.float32)
 
 
