@@ -455,7 +455,8 @@ def _gradients(
     v_global = v[chosen]
     # Each row of probabilities times its own gradients, summed: what the softmax takes off.
     taken = None if out is None else (out * grad).sum(-1).t()[..., None].contiguous()
-    dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     dk_global, dv_global = torch.zeros_like(scores.k_global), torch.zeros_like(v_global)
     for part in _parts(call.blocks, q.shape[1]):
         block, queries, rows = part.block, part.rows(q), part.rows(grad)
@@ -469,16 +470,17 @@ def _gradients(
         part.keys(dv, w).baddbmm_(mixed[..., :w].transpose(1, 2), rows)
         off = torch.linalg.vecdot(ds, p)[..., None] if taken is None else taken[:, block.queries]
         ds.sub_(off).mul_(p)
-        part.keys(dk, w).baddbmm_(ds[..., :w].transpose(1, 2), queries)
+        part.keys(dk, w).baddbmm_(ds[..., :w].transpose(1, 2), queries, alpha=call.scale)
         turned = torch.bmm(ds[..., :w], part.keys(k, w))
         if block.num_globals:
             turned.baddbmm_(ds[..., columns], part.columns(scores.k_global))
-            part.columns(dk_global).baddbmm_(ds[..., columns].transpose(1, 2), queries)
+            by_column = ds[..., columns].transpose(1, 2)
+            part.columns(dk_global).baddbmm_(by_column, queries, alpha=call.scale)
             part.columns(dv_global).baddbmm_(mixed[..., columns].transpose(1, 2), rows)
-        part.put(turned, dq)
+        part.put(turned.mul_(call.scale), dq)
     dk.index_add_(0, chosen, dk_global)
     dv.index_add_(0, chosen, dv_global)
-    return dq.mul_(call.scale), dk.mul_(call.scale), dv
+    return dq, dk, dv
 
 
 def _row_length(block: _Block) -> int:
