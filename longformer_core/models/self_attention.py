@@ -50,7 +50,10 @@ class LongformerSelfAttention(nn.Module):
             # sum; data-parallel training waits for the gradient of each, so they get zeros.
             none = states[:0]
             rows = rows + (self.key_global(none).sum() + self.value_global(none).sum())
-        return out.index_copy(0, layout.global_index, rows)
+        if torch.is_grad_enabled():
+            return out.index_copy(0, layout.global_index, rows)
+        # Nothing else reads the attention's own result then.
+        return out.index_copy_(0, layout.global_index, rows)
 
     @torch.no_grad()
     def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
