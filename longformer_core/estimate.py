@@ -76,9 +76,10 @@ def estimate_cost(
     Bytes: in inference the encoder's widest point, T (2 d + 2 f) numbers, or what decoding holds.
         In training T (7 d + 2 f) kept per layer.
     Accuracy: blocked attention computes whole blocks, up to (128 + 2 r) / (2 r + 1) times the
-        window's pairs; with f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and
-        the peak of what lives beside the weights is 0.8 to 1.4 times these bytes (CPU,
-        float32). Training of LED's decoder, and gradient checkpointing, are not measured.
+        window's pairs, in inference and up to r = 128 only (32 + 2 r) / (2 r + 1) times. With
+        f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and the peak of what lives
+        beside the weights is 0.8 to 1.4 times these bytes (CPU, float32). Training of LED's
+        decoder, and gradient checkpointing, are not measured.
     Units: num_globals per document.
     Raises: ConfigError for numbers below 0, for more beams or outputs than make sense, and for
         outputs of a model that writes none.

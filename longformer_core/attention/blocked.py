@@ -29,7 +29,7 @@ _WHOLE = 256
 # Score rows are padded to this many columns when global columns make their length odd.
 _ALIGN = 16
 # Up to this radius the inner blocks of a document are smaller and computed many at once, head by
-# head, as many as have scores of these bytes.
+# head, as many as have scores of these bytes in float32.
 _JOINED_RADIUS = 128
 _JOINED_BLOCK = 32
 _JOINED_BYTES = 2**23
@@ -163,8 +163,11 @@ class _Call:
         return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius, size)))
 
     @property
-    def joined_blocks(self) -> list[_Block]:
-        """Return the plan of a forward pass without dropout, on CPUs."""
+    def forward_blocks(self) -> list[_Block]:
+        """Return the plan of a forward pass: without dropout small blocks are joined, on CPUs.
+
+        With it the backward pass has to drop the same again, and goes block by block.
+        """
         layout, radius = self.layout, self.radius
         if radius > _JOINED_RADIUS or self.dropout[0] or layout.device.type != "cpu":
             return self.blocks
@@ -174,22 +177,24 @@ class _Call:
         )
 
 
-def _products(shape: Sequence[int], layout: int, radius: int) -> int:
+def _product_flops(shape: Sequence[int], blocks: Iterable[_Block]) -> int:
     """Return the flops of one product of all blocks' queries and keys, for torch's counter."""
-    blocks = _Call(Layout.of_number(layout), radius, 1.0, (0.0, 0)).blocks
-    pairs = sum(b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
+    pairs = sum(b.count * b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
     return 2 * pairs * shape[1] * shape[2]
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention)
-def _(q: Sequence[int], _k: Any, _v: Any, layout: int, radius: int, *_: Any, **__: Any) -> int:
-    return 2 * _products(q, layout, radius)
+def _(q: Sequence[int], *given: Any, **_: Any) -> int:
+    _k, _v, layout, radius, scale, *dropout = given
+    call = _Call(Layout.of_number(layout), radius, scale, tuple(dropout))
+    return 2 * _product_flops(q, call.forward_blocks)
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    _k, _v, _out, layout, radius, *_rest = given
-    return 5 * _products(q, layout, radius)
+    _k, _v, _out, layout, radius, scale, *dropout = given
+    call = _Call(Layout.of_number(layout), radius, scale, tuple(dropout))
+    return 5 * _product_flops(q, call.blocks)
 
 
 def _without_invalid(rows: Tensor, layout: Layout) -> Tensor:
@@ -428,7 +433,7 @@ class _Scores:
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-    blocks = call.joined_blocks
+    blocks = call.forward_blocks
     scores, v_global = _Scores(q, k, call, blocks), v[call.layout.global_index]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for part in _parts(blocks, q.shape[1]):
@@ -493,21 +498,15 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     """Call scaled_dot_product_attention per block: right in 16 bits, on any device."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     masks = _Masks(call.layout, call.radius, q)
+    k_global, v_global = (x[call.layout.global_index] for x in (k, v))
     for block in call.blocks:
-        rows, keys, values = _inputs(block, q, k, v, call.layout)
+        part, w = _Part(block, None), block.num_keys
+        keys = torch.cat([part.keys(k, w), part.columns(k_global)], 1)
+        values = torch.cat([part.keys(v, w), part.columns(v_global)], 1)
         bias = q.new_zeros(1, block.num_queries, block.num_keys + block.num_globals)
         masks.add(bias, block)
         mixed = scaled_dot_product_attention(
-            rows[None], keys[None], values[None], attn_mask=bias[None], scale=call.scale
+            part.rows(q)[None], keys[None], values[None], attn_mask=bias[None], scale=call.scale
         )
-        out[block.queries] = mixed[0].transpose(0, 1)
+        part.put(mixed[0], out)
     return out
-
-
-def _inputs(
-    block: _Block, q: Tensor, k: Tensor, v: Tensor, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a block's queries [H, C, D], and its keys and values [H, W + g, D]."""
-    chosen = layout.global_index[block.globals]
-    keys, values = (torch.cat([x[block.keys], x[chosen]]).transpose(0, 1) for x in (k, v))
-    return q[block.queries].transpose(0, 1), keys, values

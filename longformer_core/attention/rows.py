@@ -16,8 +16,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
+from longformer_core.dropout import dropout
 from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 
@@ -147,7 +147,7 @@ class _Document:
         if self.is_valid is not None:
             scores = scores.masked_fill(~self.is_valid, -torch.inf)
         wide = torch.promote_types(scores.dtype, torch.float32)
-        return dropout(scores.softmax(-1, dtype=wide).to(scores.dtype), self.dropout_p)
+        return dropout(scores.softmax(-1, dtype=wide).to(scores.dtype), self.dropout_p, True)
 
 
 def _part(flags: Tensor | None, start: int, end: int) -> Tensor | None:
@@ -191,16 +191,21 @@ def _absorbed(documents: list[_Document], key: nn.Module, value: nn.Module) -> S
     assert isinstance(key, nn.Linear)
     assert isinstance(value, nn.Linear)
     counts = [len(document.queries) for document in documents]
-    queries = torch.cat([document.queries for document in documents])
-    num_heads, head_dim = queries.shape[1:]
-    key_weight, value_weight = (
-        module.weight.view(num_heads, head_dim, -1) for module in (key, value)
-    )
-    folded = torch.split(torch.einsum("ghe,hed->ghd", queries, key_weight), counts)
+    queries = torch.cat([document.queries for document in documents]).transpose(0, 1)
+    folded = torch.split(fold_into_queries(queries, key), counts, 1)
     mixed = [
-        (document.weights(rows.flatten(0, 1) @ document.states.T) @ document.states)
+        (document.weights(rows.flatten(0, 1) @ document.states.T) @ document.states).view_as(rows)
         for document, rows in zip(documents, folded, strict=True)
     ]
-    sums = torch.cat(mixed).view(len(queries), num_heads, -1)
-    out = torch.einsum("ghd,hed->ghe", sums, value_weight).flatten(1)
+    out = fold_into_results(torch.cat(mixed, 1), value, len(queries)).transpose(0, 1).flatten(1)
     return torch.split(out if value.bias is None else out + value.bias, counts)
+
+
+def fold_into_queries(queries: Tensor, key: nn.Linear) -> Tensor:
+    """Return queries of the states themselves, [.., H, rows, d] of [.., H, rows, D]."""
+    return queries @ key.weight.view(queries.shape[-3], queries.shape[-1], -1)
+
+
+def fold_into_results(mixed: Tensor, value: nn.Linear, num_heads: int) -> Tensor:
+    """Return mixed values, [.., H, rows, D] of mixed states [.., H, rows, d]; without bias."""
+    return mixed @ value.weight.view(num_heads, -1, mixed.shape[-1]).transpose(1, 2)

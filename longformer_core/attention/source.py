@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_core.attention.rows import Form, are_plain, is_cheaper_absorbed
+from longformer_core.attention.rows import (
+    Form,
+    are_plain,
+    fold_into_queries,
+    fold_into_results,
+    is_cheaper_absorbed,
+)
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
 
@@ -180,9 +186,8 @@ class _Absorbed:
         assert isinstance(key, nn.Linear)
         assert isinstance(value, nn.Linear)
         num_heads, _, head_dim = q.shape[1:]
-        key_weight, value_weight = (m.weight.view(num_heads, head_dim, -1) for m in (key, value))
         # The heads become rows: all of them read the same states.
-        rows = torch.matmul(q, key_weight).flatten(1, 2)[:, None]
+        rows = fold_into_queries(q, key).flatten(1, 2)[:, None]
         if rows.requires_grad and key.bias is not None:
             # The softmax cancels it, and data-parallel training waits for its gradient: zeros.
             rows = rows + key.bias[:0].sum()
@@ -194,7 +199,7 @@ class _Absorbed:
             dropout_p=dropout_p,
             scale=head_dim**-0.5,
         )
-        out = torch.matmul(mixed.view(*q.shape[:3], -1), value_weight.transpose(1, 2))
+        out = fold_into_results(mixed.view(*q.shape[:3], -1), value, num_heads)
         if value.bias is not None:
             out = out + self.has_tokens * value.bias.view(num_heads, 1, head_dim)
         return out

@@ -187,6 +187,7 @@ def _decode(
     num_rows = search.num_rows
     states = model.encode(torch.cat(texts).to(model.device), layout)
     source = model.source(states, layout, num_rows=num_rows * (options.total_length - 1))
+    # Where it is the source that holds them, it has a copy; where not, nobody needs them.
     del states
     cache = model.new_cache(len(documents) * num_rows, options.total_length - 1)
     yield []

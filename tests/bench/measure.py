@@ -34,12 +34,12 @@ def distance(ours: Tensor, oracle: Tensor) -> float:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Return by how much the process grew at most during a call (Linux).
+    """Return by how much the process grew at most during a call (Linux with glibc).
 
     Memory that earlier calls freed goes back first: a call that reused it would seem to need none.
     """
     gc.collect()
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     kept = call()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
@@ -59,7 +59,11 @@ class PeakBytes(TorchDispatchMode):
 
 def measured(model: nn.Module, call: Callable[[], Any]) -> tuple[int, int]:
     """Return the flops that torch counts, and the peak bytes of a call."""
-    with FlopCounterMode(display=False) as flops, PeakBytes(model) as memory:
+    # Torch has no formula for its attention on CPUs.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with counter as flops, PeakBytes(model) as memory:
         call()
     return flops.get_total_flops(), memory.peak
 
