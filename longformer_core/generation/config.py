@@ -1,8 +1,9 @@
 """How to decode: beams, lengths, penalties and sampling, under their published names."""
 
 import dataclasses
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,25 +18,23 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
     "constraints": (),
     "diversity_penalty": (0.0,),
     "dola_layers": (),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "exponential_decay_length_penalty": (),
     "force_words_ids": (),
     "guidance_scale": (1.0,),
     "max_time": (),
-    "min_p": (0.0,),
     "num_beam_groups": (1,),
     "penalty_alpha": (0.0,),
     "remove_invalid_values": (False,),
-    "renormalize_logits": (False,),
-    "sequence_bias": (),
-    "stop_strings": (),
     "token_healing": (False,),
     "top_h": (),
-    "typical_p": (1.0,),
     "watermarking_config": (),
 }
 _OPTIONAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_POSITIVE = ("repetition_penalty", "encoder_repetition_penalty", "temperature", "typical_p")
+_SHARES = ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SWITCHES = ("do_sample", "renormalize_logits", "output_scores")
+# What belongs to a call and not to a file.
+_CALLABLES = ("prefix_allowed_tokens_fn", "text_of")
+_NOT_IN_FILES = ("output_scores", *_CALLABLES)
 _DEFAULT_NEW_TOKENS = 20
 
 EarlyStopping = bool | Literal["never"]
@@ -50,6 +49,16 @@ class GenerationConfig:
     Units: `max_length` and `min_length` count the decoder's start token; `max_new_tokens` and
     `min_new_tokens` do not, and win over the other two. With no limit at all, 20 new tokens.
     Numerics: a beam's score is its summed log-probability / generated tokens ** length_penalty.
+
+    sequence_bias: what to add to the score of a sequence's last token; {ids: bias} or pairs.
+    exponential_decay_length_penalty: from how many new tokens on, and by what factor per token,
+    the end becomes more likely.
+    prefix_allowed_tokens_fn: called with 0, because documents are decoded independently, and with
+    the int64 tensor of what one row has written, start token included; returns the ids that may
+    come next.
+    stop_strings: a sequence ends with the token in which one of them ends. They need `text_of`,
+    which decodes ids, special tokens included.
+    Callables are compared by identity, and written to no file.
     Raises: ConfigError for a value outside its range; `check` compares the options with a model.
     Source: transformers 5.23 `GenerationConfig`.
     """
@@ -67,14 +76,25 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     encoder_repetition_penalty: float = 1.0
     bad_words_ids: tuple[TokenIds, ...] = ()
+    sequence_bias: tuple[tuple[TokenIds, float], ...] = ()
     suppress_tokens: TokenIds = ()
     begin_suppress_tokens: TokenIds = ()
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | TokenIds | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None
+    stop_strings: tuple[str, ...] = ()
+    text_of: Callable[[Sequence[int]], str] | None = None
+    renormalize_logits: bool = False
+    output_scores: bool = False
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
+    min_p: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     decoder_start_token_id: int = 2
     bos_token_id: int | None = 0
     eos_token_id: int | TokenIds | None = 2
@@ -91,17 +111,23 @@ class GenerationConfig:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         for name in ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
-            object.__setattr__(self, name, _tuples(getattr(self, name) or ()))
-        for name in ("forced_eos_token_id", "eos_token_id"):
-            object.__setattr__(self, name, _tuples(getattr(self, name)))
+            put(name, _tuples(getattr(self, name) or ()))
+        for name in ("forced_eos_token_id", "eos_token_id", "exponential_decay_length_penalty"):
+            put(name, _tuples(getattr(self, name)))
+        put("sequence_bias", _biases(self.sequence_bias))
+        stops = self.stop_strings or ()
+        put("stop_strings", (stops,) if isinstance(stops, str) else _tuples(stops))
         self._check_counts()
         self._check_numbers()
-        for name, ids in self._token_ids():
-            for value in ids:
-                _check_count(name, value, minimum=0)
-        if () in self.bad_words_ids:
-            raise ConfigError("bad_words_ids holds an empty word; each word is one or more ids")
+        self._check_choices()
+        self._check_words()
+        # The published library takes a whole number for a mistake in most of these.
+        for name in (*_POSITIVE, "length_penalty"):
+            put(name, float(getattr(self, name)))
 
     def _check_counts(self) -> None:
         minimum = {
@@ -122,20 +148,53 @@ class GenerationConfig:
                 _check_count(name, value, minimum=low)
 
     def _check_numbers(self) -> None:
-        for name in ("repetition_penalty", "encoder_repetition_penalty", "temperature"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if not _is_number(value) or not value > 0:
                 raise ConfigError(f"{name} is {value!r}; it must be a number greater than 0")
         if not _is_number(self.length_penalty):
             raise ConfigError(f"length_penalty is {self.length_penalty!r}; it must be a number")
-        if not _is_number(self.top_p) or not 0 <= self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p!r}; it must be a number between 0 and 1")
-        if not isinstance(self.do_sample, bool):
-            raise ConfigError(f"do_sample is {self.do_sample!r}; it must be true or false")
+        for name in _SHARES:
+            value = getattr(self, name)
+            if name == "min_p" and value is None:
+                continue
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a number between 0 and 1")
+        decay: Any = self.exponential_decay_length_penalty
+        if decay is not None:
+            if not isinstance(decay, tuple) or len(decay) != 2 or not _is_number(decay[1]):
+                raise ConfigError(
+                    f"exponential_decay_length_penalty is {decay!r}; it must be a pair: a number "
+                    "of tokens, and a factor"
+                )
+            _check_count("the start of exponential_decay_length_penalty", decay[0], minimum=0)
+
+    def _check_choices(self) -> None:
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}; it must be true or false")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ConfigError(
                 f"early_stopping is {self.early_stopping!r}; it must be true, false or 'never'"
             )
+        for name in _CALLABLES:
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise ConfigError(f"{name} is {value!r}; it must be callable")
+
+    def _check_words(self) -> None:
+        for name, ids in self._token_ids():
+            for value in ids:
+                _check_count(name, value, minimum=0)
+        if () in self.bad_words_ids:
+            raise ConfigError("bad_words_ids holds an empty word; each word is one or more ids")
+        if () in dict(self.sequence_bias):
+            raise ConfigError("sequence_bias holds an empty sequence; each is one or more ids")
+        stops: Any = self.stop_strings
+        is_texts = isinstance(stops, tuple) and all(isinstance(stop, str) for stop in stops)
+        if not is_texts or "" in stops:
+            raise ConfigError(f"stop_strings is {stops!r}; it must be texts, none of them empty")
 
     def _token_ids(self) -> list[tuple[str, Iterable[Any]]]:
         return [
@@ -148,6 +207,7 @@ class GenerationConfig:
             ("suppress_tokens", self.suppress_tokens),
             ("begin_suppress_tokens", self.begin_suppress_tokens),
             ("bad_words_ids", [token for word in self.bad_words_ids for token in word]),
+            ("sequence_bias", [token for ids, _ in self.sequence_bias for token in ids]),
         ]
 
     @property
@@ -215,7 +275,27 @@ class GenerationConfig:
             if config.extra.get("force_bos_token_to_be_generated"):
                 given["forced_bos_token_id"] = config.bos_token_id
         values.update({key: value for key, value in given.items() if value is not None})
+        for name in _NOT_IN_FILES:
+            values.pop(name, None)
         return cls.from_dict(values)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write generation_config.json: the token ids, and the options that differ from defaults.
+
+        What belongs to a call is left out: callables, and output_scores.
+        """
+        values = self.to_dict()
+        default = type(self)().to_dict()
+        ids = ("decoder_start_token_id", *_OPTIONAL_IDS)
+        written = {
+            name: value
+            for name, value in values.items()
+            if name not in _NOT_IN_FILES and (name in ids or value != default[name])
+        }
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+        (path / "generation_config.json").write_text(text, encoding="utf-8")
 
     def replace(self, **options: Any) -> Self:
         """Return a copy with some options changed.
@@ -225,8 +305,9 @@ class GenerationConfig:
         return dataclasses.replace(self, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        return {f.name: _lists(getattr(self, f.name)) for f in fields(self)}
+        """Return the options as plain JSON values, callables left out."""
+        names = [f.name for f in fields(self) if f.name not in _CALLABLES]
+        return {name: _lists(getattr(self, name)) for name in names}
 
     def check(self, config: LEDConfig) -> None:
         """Make sure that a model can decode with these options.
@@ -252,15 +333,16 @@ class GenerationConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.do_sample and self.num_beams > 1:
-            raise ConfigError(
-                f"do_sample with num_beams {self.num_beams} is not supported; set num_beams to 1 "
-                "to sample, or do_sample to false for beam search"
-            )
-        if not self.do_sample and self.num_return_sequences > self.num_beams:
+        samples_rows = self.do_sample and self.num_beams == 1
+        if not samples_rows and self.num_return_sequences > self.num_beams:
             raise ConfigError(
                 f"num_return_sequences {self.num_return_sequences} exceeds num_beams "
-                f"{self.num_beams}; raise num_beams, or sample"
+                f"{self.num_beams}; raise num_beams, or sample without beams"
+            )
+        if self.stop_strings and self.text_of is None:
+            raise ConfigError(
+                "stop_strings need text_of, which decodes token ids; set it to the tokenizer's "
+                "decode, or remove stop_strings"
             )
         if self.shortest_length > self.total_length:
             logger.warning(
@@ -273,6 +355,23 @@ class GenerationConfig:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _biases(value: Any) -> tuple[tuple[TokenIds, float], ...]:
+    """Return {ids: bias}, or pairs of both, as pairs; the last bias of the same ids counts."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value or ()
+    if not isinstance(pairs, list | tuple):
+        raise ConfigError(f"sequence_bias is {value!r}; it must be pairs of ids and a number")
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not _is_bias(pair[1]):
+            raise ConfigError(f"sequence_bias holds {pair!r}; each item must be ids and a number")
+        if not isinstance(pair[0], list | tuple):
+            raise ConfigError(f"sequence_bias holds {pair[0]!r}; it must be a list of ids")
+    return tuple({_tuples(ids): float(bias) for ids, bias in pairs}.items())
+
+
+def _is_bias(value: Any) -> bool:
+    return _is_number(value) or value == -float("inf")
 
 
 def _lists(value: Any) -> Any:

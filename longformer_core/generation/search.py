@@ -1,25 +1,32 @@
 """Which tokens come next: greedy, sampled, or by beams.
 
-Documents advance together but independently: each has its own length and its own end, and what a
-document gets does not depend on the others. State is tensors whose first dimension is documents,
-so that documents leave by indexing. A finished document must leave before the next step.
+Documents advance together but independently: each has its own length, its own end and its own
+randomness, and what a document gets does not depend on the others. State is tensors whose first
+dimension is documents, and lists with an item for each, so that documents leave by indexing and
+join by concatenation. A finished document must leave before the next step.
 Shapes: B documents, K rows of each, V vocabulary, L longest output, S longest source, C candidates.
 Source: transformers 5.23 `generate`, for what is kept, when a search ends, and every tie.
 """
 
 import abc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from longformer_core.errors import ConfigError
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits import History, ScoreRules, sampling_scores
+from longformer_core.generation.logits import History, ScoreRules
 
 # The score of a sequence that does not exist (yet). Finite, so that it stays comparable.
 _NEVER = -1.0e9
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +45,21 @@ class Step:
 class Search(abc.ABC):
     """Hold the sequences of several documents under one set of options, and extend them.
 
+    generators: what each document draws from, so that its text does not depend on its neighbours.
+    step_scores: each document's scores of every step, [K, V] on the CPU, if they are asked for.
     Shapes: tokens [B, K, L]; lengths [B] on the CPU, start token included; scores [B, K];
     source_ids [B, S] and source_lengths [B], with S = 0 when no rule looks at the source.
     """
 
     _state: tuple[str, ...] = ("tokens", "lengths", "scores", "source_ids", "source_lengths")
+    _lists = ("generators", "step_scores")
 
     def __init__(
-        self, options: GenerationConfig, sources: Sequence[Tensor], device: torch.device
+        self,
+        options: GenerationConfig,
+        sources: Sequence[Tensor],
+        seeds: Sequence[int | None],
+        device: torch.device,
     ) -> None:
         self.options = options
         self._rules = ScoreRules(options, device)
@@ -59,6 +73,8 @@ class Search(abc.ABC):
         texts = [ids if self._rules.needs_source else ids[:0] for ids in sources]
         self.source_ids = pad_sequence(texts, batch_first=True).to(device)
         self.source_lengths = torch.tensor([len(text) for text in texts], device=device)
+        self.generators = [_generator(seed, device) for seed in seeds]
+        self.step_scores: list[list[Tensor]] = [[] for _ in sources]
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return each row's newest token [B * K], and its position [B * K] on the CPU."""
@@ -74,93 +90,193 @@ class Search(abc.ABC):
     def result(self, document: int) -> tuple[list[list[int]], list[float]]:
         """Return a finished document's sequences, best first, without start token; and scores."""
 
+    @abc.abstractmethod
+    def agreed(self, document: int) -> list[int]:
+        """Return the tokens that the document's best sequence will begin with, as far as is known.
+
+        What was agreed once stays: it is the common prefix of all that can still become the best.
+        """
+
+    def scores_of(self, document: int) -> Tensor:
+        """Return the scores of a document's steps, after the rules: [steps, K, V] on the CPU.
+
+        Raises: ConfigError when the options do not ask for scores.
+        """
+        self._check_keeps_scores()
+        return torch.stack(self.step_scores[document])
+
     def keep(self, documents: Tensor) -> None:
-        """Drop all documents but these. Shapes: documents [b] int64 on the CPU."""
+        """Drop all documents but these. Shapes: documents [b] int64."""
         for name in self._state:
             value: Tensor = getattr(self, name)
             setattr(self, name, value.index_select(0, documents.to(value.device)))
+        for name in self._lists:
+            items = getattr(self, name)
+            setattr(self, name, [items[document] for document in documents.tolist()])
 
-    def _apply_rules(self, scores: Tensor) -> Tensor:
+    def extend(self, other: "Search") -> None:
+        """Append another search's documents, which may be at other lengths than these."""
+        assert type(self) is type(other)
+        assert self.options == other.options
+        width = max(self.source_ids.shape[1], other.source_ids.shape[1])
+        for search in (self, other):
+            search.source_ids = pad(search.source_ids, (0, width - search.source_ids.shape[1]))
+        for name in self._state:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        for name in self._lists:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def _process(self, scores: Tensor) -> Tensor:
+        """Return what the options make of the next token's scores [B, K, V]; record it if asked."""
         history = History(self.tokens, self.lengths, self.source_ids, self.source_lengths)
-        return self._rules(scores, history)
+        scores = self._rules(scores, history)
+        if self.options.output_scores:
+            for steps, step in zip(self.step_scores, scores.cpu(), strict=True):
+                # A copy: a view would keep the scores of all documents.
+                steps.append(step.clone())
+        return scores
+
+    def _draw(self, shares: Tensor, num_draws: int) -> Tensor:
+        """Draw from each row without replacement: shares [B, R, N] -> [B, R, num_draws].
+
+        This is what torch.multinomial does, draw by draw, but without its wait for the device.
+        """
+        noise = torch.empty_like(shares)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return (shares / noise).topk(num_draws).indices
+
+    def _check_keeps_scores(self) -> None:
+        if not self.options.output_scores:
+            raise ConfigError("output_scores is off, so no scores were kept; set it to true")
+
+    def _is_end(self, tokens: Tensor, newest: Tensor) -> Tensor:
+        """Return which rows end with their newest token.
+
+        Shapes: tokens [B, C, L]; newest [B, C], the token at position `lengths`; returns [B, C].
+        """
+        is_end = torch.isin(newest, self._ends)
+        if self.options.stop_strings:
+            lengths = self.lengths.tolist()
+            hits = [
+                [_ends_in_stop_string(row[1 : length + 1], self.options) for row in rows]
+                for rows, length in zip(tokens.tolist(), lengths, strict=True)
+            ]
+            is_end = is_end | torch.tensor(hits, device=is_end.device)
+        return is_end
 
 
 class RowSearch(Search):
     """Extend each row by itself: its best token, or one drawn from its distribution.
 
     A score is the row's summed log-probability, before any rule, over length ** length_penalty.
-    Shapes: is_ended [B, K]; draws [B, K, L] in [0, 1), the random number of each position, made
-    when the document enters, so that its text does not depend on its neighbours.
+    Shapes: is_ended [B, K]; num_written [B, K], tokens up to a row's end, start token left out.
     """
 
-    _state = (*Search._state, "is_ended", "draws")
+    _state = (*Search._state, "is_ended", "num_written")
 
     def __init__(
         self,
         options: GenerationConfig,
         sources: Sequence[Tensor],
-        device: torch.device,
         seeds: Sequence[int | None],
+        device: torch.device,
     ) -> None:
-        super().__init__(options, sources, device)
+        super().__init__(options, sources, seeds, device)
         self.is_ended = torch.zeros_like(self.scores, dtype=torch.bool)
-        num_draws = options.total_length if options.do_sample else 0
-        draws = [_draws(seed, num_draws, self.num_rows) for seed in seeds]
-        self.draws = torch.stack(draws).to(device)
+        self.num_written = torch.zeros_like(self.scores, dtype=torch.int64)
+        ends = options.eos_token_ids
+        self._pad = ends[0] if options.pad_token_id is None else options.pad_token_id
 
     def advance(self, logits: Tensor) -> Step:
-        """Extend every row by one token; an ended row runs on unread until its siblings end."""
+        """Extend every row by one token; an ended row is padded until its siblings end."""
         logits = logits.view(*self.scores.shape, -1)
         total = logits.logsumexp(-1)
-        is_failed = ~total.isfinite().all(-1)
-        scores = self._apply_rules(logits)
-        at = self.lengths.to(logits.device)[:, None, None].expand(-1, self.num_rows, 1)
+        is_failed = ~total.isfinite()
+        scores = self._process(logits)
         if self.options.do_sample:
-            shares = sampling_scores(scores, self.options).softmax(-1)
+            shares = scores.softmax(-1)
             # Rules that leave no token at all make every share NaN.
-            is_failed |= shares[..., 0].isnan().any(-1)
-            chosen = _draw(shares, self.draws.gather(-1, at))
+            is_failed |= shares[..., 0].isnan()
+            newest = self._draw(shares, 1)[..., 0]
         else:
-            chosen = scores.argmax(-1, keepdim=True)
-        gained = logits.gather(-1, chosen)[..., 0] - total
-        self.scores = torch.where(self.is_ended, self.scores, self.scores + gained)
-        self.tokens.scatter_(-1, at, chosen)
-        self.is_ended = self.is_ended | torch.isin(chosen[..., 0], self._ends)
+            newest = scores.argmax(-1)
+        newest = newest.masked_fill(self.is_ended, self._pad)
+        at = self.lengths.to(logits.device)[:, None, None].expand(-1, self.num_rows, 1)
+        self.tokens.scatter_(-1, at, newest[..., None])
+        is_running = ~self.is_ended
+        gained = logits.gather(-1, newest[..., None])[..., 0] - total
+        self.scores = torch.where(is_running, self.scores + gained, self.scores)
+        self.num_written = self.num_written + is_running
+        self.is_ended = self.is_ended | self._is_end(self.tokens, newest)
         self.lengths = self.lengths + 1
         is_full = (self.lengths >= self.options.total_length).to(logits.device)
-        return _step(None, self.is_ended.all(-1) | is_full, is_failed)
+        return _step(None, self.is_ended.all(-1) | is_full, (is_failed & is_running).any(-1))
 
     def result(self, document: int) -> tuple[list[list[int]], list[float]]:
         """Return the document's rows, best first."""
-        length = int(self.lengths[document])
-        rows = self.tokens[document, :, 1:length].tolist()
-        sequences = [_until_end(row, self.options.eos_token_ids) for row in rows]
-        scores = [
-            score / len(sequence) ** self.options.length_penalty
-            for score, sequence in zip(self.scores[document].tolist(), sequences, strict=True)
-        ]
-        order = sorted(range(len(rows)), key=lambda row: -scores[row])
-        return [sequences[row] for row in order], [scores[row] for row in order]
+        rows, scores = self._rows(document), self._final_scores(document)
+        order = self._order(document)
+        return [rows[row] for row in order], [scores[row] for row in order]
+
+    def agreed(self, document: int) -> list[int]:
+        """Return what all rows of the document begin with; with one row, all it has written."""
+        return _common_prefix(self._rows(document))
+
+    def scores_of(self, document: int) -> Tensor:
+        """Return the scores of the steps, the rows in the order of the result."""
+        return super().scores_of(document)[:, self._order(document)]
+
+    def _rows(self, document: int) -> list[list[int]]:
+        counts = self.num_written[document].tolist()
+        rows = self.tokens[document].tolist()
+        return [row[1 : 1 + count] for row, count in zip(rows, counts, strict=True)]
+
+    def _final_scores(self, document: int) -> list[float]:
+        sums, counts = self.scores[document].tolist(), self.num_written[document].tolist()
+        penalty = self.options.length_penalty
+        return [total / count**penalty for total, count in zip(sums, counts, strict=True)]
+
+    def _order(self, document: int) -> list[int]:
+        scores = self._final_scores(document)
+        return sorted(range(self.num_rows), key=lambda row: -scores[row])
 
 
 class BeamSearch(Search):
     """Extend the most likely rows of each document, and collect the best that ended.
 
+    When sampling, candidates are drawn instead of the most likely ones taken.
     Shapes: `tokens` and `scores` are the rows still running. ended_tokens [B, K, L],
     ended_lengths, ended_scores and is_ended [B, K]: the best that ended, best first, with holes
-    (`is_ended` false) until K have.
+    (`is_ended` false) until K have. origins and ended_origins [B, K, L]: the row that each token
+    was appended to; L = 0 unless scores are asked for.
     """
 
-    _state = (*Search._state, "ended_tokens", "ended_lengths", "ended_scores", "is_ended")
+    _state = (
+        *Search._state,
+        "ended_tokens",
+        "ended_lengths",
+        "ended_scores",
+        "is_ended",
+        "origins",
+        "ended_origins",
+    )
 
     def __init__(
-        self, options: GenerationConfig, sources: Sequence[Tensor], device: torch.device
+        self,
+        options: GenerationConfig,
+        sources: Sequence[Tensor],
+        seeds: Sequence[int | None],
+        device: torch.device,
     ) -> None:
-        super().__init__(options, sources, device)
+        super().__init__(options, sources, seeds, device)
         self.ended_tokens = self.tokens
         self.ended_lengths = torch.ones_like(self.scores, dtype=torch.int64)
         self.ended_scores = torch.full_like(self.scores, _NEVER)
         self.is_ended = torch.zeros_like(self.scores, dtype=torch.bool)
+        width = options.total_length if options.output_scores else 0
+        self.origins = torch.zeros_like(self.tokens[..., :width])
+        self.ended_origins = self.origins
         # The rows start equal; only the first counts, or all would find the same candidates.
         self.scores[:, 1:] = _NEVER
 
@@ -173,20 +289,21 @@ class BeamSearch(Search):
         log_probs = logits.log_softmax(-1).view(num_documents, num_rows, -1)
         # One NaN or +inf among the logits makes all log-probabilities of its row NaN.
         is_failed = log_probs[..., 0].isnan().any(-1)
-        totals = self._apply_rules(log_probs) + self.scores[..., None]
-        width = max(2, 1 + len(self._ends)) * num_rows
-        scores, flat = totals.flatten(1).topk(width)
+        totals = self._process(log_probs) + self.scores[..., None]
+        scores, flat = self._candidates(totals.flatten(1))
+        is_failed |= scores.isnan().any(-1)
         parents, newest = flat // log_probs.shape[-1], flat % log_probs.shape[-1]
 
         at = self.lengths.to(logits.device)[:, None]
-        tokens = _pick(self.tokens, parents)
-        tokens.scatter_(-1, at[..., None].expand(-1, width, 1), newest[..., None])
-        is_end = torch.isin(newest, self._ends) | (at + 1 >= self.options.total_length)
-        self._collect(tokens, scores, is_end)
+        tokens = _append(self.tokens, parents, at, newest)
+        origins = _append(self.origins, parents, at, parents)
+        is_end = self._is_end(tokens, newest) | (at + 1 >= self.options.total_length)
+        self._collect(tokens, origins, scores, is_end)
 
         scores = scores + is_end * _NEVER
         best = scores.topk(num_rows).indices
         self.tokens, self.scores = _pick(tokens, best), scores.gather(1, best)
+        self.origins = _pick(origins, best)
         self.lengths = self.lengths + 1
         is_finished = ~self._can_improve() | is_end.all(-1)
         if self.options.early_stopping is True:
@@ -194,11 +311,23 @@ class BeamSearch(Search):
         first_row = torch.arange(num_documents, device=logits.device)[:, None] * num_rows
         return _step((parents.gather(1, best) + first_row).flatten(), is_finished, is_failed)
 
-    def _collect(self, tokens: Tensor, scores: Tensor, is_end: Tensor) -> None:
+    def _candidates(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores and places of the most likely, or of drawn, continuations.
+
+        Shapes: totals [B, K * V]; returns [B, C] each.
+        """
+        num_candidates = max(2, 1 + len(self._ends)) * self.num_rows
+        if not self.options.do_sample:
+            scores, places = totals.topk(num_candidates)
+            return scores, places
+        places = self._draw(totals.softmax(-1)[:, None], num_candidates)[:, 0]
+        return totals.gather(1, places), places
+
+    def _collect(self, tokens: Tensor, origins: Tensor, scores: Tensor, is_end: Tensor) -> None:
         """Keep the K best of what ended before and what ends with this step's token.
 
-        Only the K most likely candidates may end; the others are there to run on.
-        Shapes: tokens [B, C, L]; scores, is_end [B, C].
+        Only the first K candidates may end; the others are there to run on.
+        Shapes: tokens, origins [B, C, L]; scores, is_end [B, C].
         """
         is_end = is_end & (torch.arange(scores.shape[1], device=scores.device) < self.num_rows)
         scores = scores / self._divisors(self.lengths)
@@ -209,6 +338,7 @@ class BeamSearch(Search):
         best = scores.topk(self.num_rows).indices
         self.ended_scores = scores.gather(1, best)
         self.ended_tokens = _pick(torch.cat([self.ended_tokens, tokens], 1), best)
+        self.ended_origins = _pick(torch.cat([self.ended_origins, origins], 1), best)
         self.ended_lengths = torch.cat([self.ended_lengths, lengths], 1).gather(1, best)
         self.is_ended = torch.cat([self.is_ended, is_end], 1).gather(1, best)
 
@@ -234,10 +364,28 @@ class BeamSearch(Search):
     def result(self, document: int) -> tuple[list[list[int]], list[float]]:
         """Return the document's best sequences that ended."""
         best = slice(self.options.num_return_sequences)
-        tokens = self.ended_tokens[document, best].tolist()
-        lengths = self.ended_lengths[document, best].tolist()
-        sequences = [row[1:length] for row, length in zip(tokens, lengths, strict=True)]
-        return sequences, self.ended_scores[document, best].tolist()
+        scores = self.ended_scores[document, best].tolist()
+        return self._ended(self.ended_tokens, document)[best], scores
+
+    def beam_indices_of(self, document: int) -> list[list[int]]:
+        """Return, for each sequence of the result, the row that each of its tokens was added to.
+
+        Raises: ConfigError when the options do not ask for scores.
+        """
+        self._check_keeps_scores()
+        return self._ended(self.ended_origins, document)[: self.options.num_return_sequences]
+
+    def agreed(self, document: int) -> list[int]:
+        """Return what all rows that run and all sequences that ended begin with."""
+        running = self.tokens[document, :, 1 : int(self.lengths[document])].tolist()
+        ended = self._ended(self.ended_tokens, document)
+        is_ended = self.is_ended[document].tolist()
+        return _common_prefix(running + list(itertools.compress(ended, is_ended)))
+
+    def _ended(self, values: Tensor, document: int) -> list[list[int]]:
+        """Return what ended, tokens or origins, best first and without the start token."""
+        rows, lengths = values[document].tolist(), self.ended_lengths[document].tolist()
+        return [row[1:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def start_search(
@@ -251,9 +399,8 @@ def start_search(
     sources: the documents' tokens, one int64 tensor each.
     seeds: one per document, for sampling; None draws a fresh one.
     """
-    if options.num_beams > 1:
-        return BeamSearch(options, sources, device)
-    return RowSearch(options, sources, device, seeds)
+    search = BeamSearch if options.num_beams > 1 else RowSearch
+    return search(options, sources, seeds, device)
 
 
 def _step(parents: Tensor | None, is_finished: Tensor, is_failed: Tensor) -> Step:
@@ -267,29 +414,43 @@ def _pick(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
-def _draws(seed: int | None, num_draws: int, num_rows: int) -> Tensor:
-    """Return the random numbers of one document, [K, L]: those of a position do not depend on L."""
-    generator = torch.Generator()
+def _append(rows: Tensor, parents: Tensor, at: Tensor, newest: Tensor) -> Tensor:
+    """Continue the parents' rows: [B, K, L], parents [B, C], at [B, 1], newest [B, C] -> [B, C, L].
+
+    Rows without width are records that nobody asked for.
+    """
+    rows = _pick(rows, parents)
+    if rows.shape[-1] > 0:
+        rows.scatter_(-1, at[..., None].expand(*parents.shape, 1), newest[..., None])
+    return rows
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device)
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return torch.rand((num_draws, num_rows), generator=generator).T
+    return generator
 
 
-def _draw(shares: Tensor, draws: Tensor) -> Tensor:
-    """Return the token at each draw of the cumulated shares: [B, K, V], [B, K, 1] -> [B, K, 1].
+def _ends_in_stop_string(tokens: list[int], options: GenerationConfig) -> bool:
+    """Return whether a stop string ends within the text of the last token."""
+    assert options.text_of is not None
+    # A token has at least one byte of text, so that a longer tail cannot matter.
+    tail = tokens[-max(len(stop.encode()) for stop in options.stop_strings) :]
+    before, text = options.text_of(tail[:-1]), options.text_of(tail)
+    # A character whose bytes are spread over tokens changes when its last one comes.
+    same = len(_common_prefix([list(before), list(text)]))
+    starts = ((stop, max(0, same + 1 - len(stop))) for stop in options.stop_strings)
+    return any(stop in text[start:] for stop, start in starts)
 
-    Numerics: cumulated in float64, so that the last of many tokens keeps its share.
-    """
-    cumulated = shares.double().cumsum(-1)
-    at = torch.searchsorted(cumulated, draws.double() * cumulated[..., -1:], right=True)
-    return at.clamp(max=shares.shape[-1] - 1)
 
-
-def _until_end(tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
-    """Cut a row after its first end token."""
-    for count, token in enumerate(tokens, start=1):
-        if token in end_ids:
-            return tokens[:count]
-    return tokens
+def _common_prefix(rows: list[list[_Item]]) -> list[_Item]:
+    """Return the longest beginning that all rows share."""
+    prefix = []
+    for items in zip(*rows, strict=False):
+        if any(item != items[0] for item in items):
+            break
+        prefix.append(items[0])
+    return prefix

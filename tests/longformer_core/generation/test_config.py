@@ -35,12 +35,22 @@ def published(path: Path) -> dict[str, Any]:
     return theirs.to_dict()
 
 
+def assert_same(ours: GenerationConfig, theirs: dict[str, Any]) -> None:
+    """Compare the options of both libraries; null there is what makes no difference here."""
+    neutral = GenerationConfig().to_dict() | dict.fromkeys(IDS)
+    for name, value in ours.to_dict().items():
+        if name in SHARED:
+            assert value == (neutral[name] if theirs[name] is None else theirs[name]), name
+
+
 SHARED = [
     "min_length", "min_new_tokens", "max_new_tokens", "num_beams", "num_return_sequences",
     "length_penalty", "early_stopping", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
     "repetition_penalty", "encoder_repetition_penalty", "bad_words_ids",
     "suppress_tokens", "begin_suppress_tokens",
     "forced_bos_token_id", "forced_eos_token_id", "do_sample", "temperature", "top_k", "top_p",
+    "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "renormalize_logits",
+    "exponential_decay_length_penalty", "stop_strings",
     "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
 ]  # fmt: skip
 IDS = {"decoder_start_token_id": 2, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
@@ -61,18 +71,20 @@ IDS = {"decoder_start_token_id": 2, "bos_token_id": 0, "eos_token_id": 2, "pad_t
         ({}, {**IDS, "bad_words_ids": [[4], [5, 6]], "suppress_tokens": [7], "use_cache": False}),
         ({}, {**IDS, "do_sample": True, "top_k": 5, "top_p": 0.5, "temperature": 0.7}),
         ({}, {**IDS, "typical_p": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0}),
+        ({}, {**IDS, "do_sample": True, "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 1e-3}),
+        ({}, {**IDS, "do_sample": True, "eta_cutoff": 1e-3, "renormalize_logits": True}),
+        ({}, {**IDS, "sequence_bias": [[[5], -1.0]], "stop_strings": ["a", "b c"]}),
+        ({}, {**IDS, "exponential_decay_length_penalty": [4, 1.5]}),
     ],
 )
 def test_reads_a_directory_as_the_published_library(
     tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None
 ) -> None:
     path = directory(tmp_path, config, generation)
-    ours, theirs = GenerationConfig.from_pretrained(path).to_dict(), published(path)
-    for name in SHARED:
-        expected = theirs[name]
-        assert ours[name] == ([] if expected is None and ours[name] == [] else expected), name
+    ours, theirs = GenerationConfig.from_pretrained(path), published(path)
+    assert_same(ours, theirs)
     if "max_length" in config:
-        assert GenerationConfig.from_pretrained(path).total_length == theirs["max_length"]
+        assert ours.total_length == theirs["max_length"]
 
 
 def test_ids_that_the_options_leave_out_are_the_models(tmp_path: Path) -> None:
@@ -86,9 +98,9 @@ def test_ids_that_the_options_leave_out_are_the_models(tmp_path: Path) -> None:
     [
         ("diversity_penalty", 0.5),
         ("num_beam_groups", 2),
-        ("min_p", 0.1),
-        ("sequence_bias", [[[5], -1.0]]),
-        ("renormalize_logits", True),
+        ("top_h", 0.3),
+        ("remove_invalid_values", True),
+        ("guidance_scale", 1.5),
     ],
 )
 @pytest.mark.parametrize("in_config", [True, False])
@@ -124,6 +136,23 @@ def test_an_option_we_lack_is_named(
         ("eos_token_id", "2"),
         ("bad_words_ids", [[]]),
         ("suppress_tokens", [-3]),
+        ("min_p", -0.1),
+        ("typical_p", 0.0),
+        ("epsilon_cutoff", 1.5),
+        ("eta_cutoff", None),
+        ("exponential_decay_length_penalty", [4]),
+        ("exponential_decay_length_penalty", [-1, 1.5]),
+        ("sequence_bias", 5),
+        ("sequence_bias", [[5, 1.0]]),
+        ("sequence_bias", {(5,): "much"}),
+        ("sequence_bias", {(): 1.0}),
+        ("sequence_bias", {(5, -1): 1.0}),
+        ("stop_strings", [""]),
+        ("stop_strings", 5),
+        ("renormalize_logits", None),
+        ("output_scores", 1),
+        ("text_of", "decode"),
+        ("prefix_allowed_tokens_fn", [1]),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
@@ -156,7 +185,9 @@ def test_lengths() -> None:
         ({"eos_token_id": [2, 100]}, "100"),
         ({"forced_bos_token_id": 100}, "forced_bos_token_id"),
         ({"bad_words_ids": [[5, 100]]}, "bad_words_ids"),
-        ({"num_beams": 2, "do_sample": True}, "do_sample"),
+        ({"sequence_bias": {(5, 100): 1.0}}, "sequence_bias"),
+        ({"stop_strings": "a"}, "text_of"),
+        ({"do_sample": True, "num_return_sequences": 3, "num_beams": 2}, "num_return_sequences"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences"),
     ],
@@ -171,6 +202,8 @@ def test_check_accepts_the_last_position(caplog: pytest.LogCaptureFixture) -> No
     config = LEDConfig.from_dict(MODEL)
     GenerationConfig(max_new_tokens=32, num_beams=4, num_return_sequences=4).check(config)
     GenerationConfig(do_sample=True, num_return_sequences=4).check(config)
+    GenerationConfig(do_sample=True, num_return_sequences=4, num_beams=4).check(config)
+    GenerationConfig(stop_strings="a", text_of=str).check(config)  # type: ignore[arg-type]
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         GenerationConfig(max_length=8, min_length=9).check(config)
@@ -183,4 +216,57 @@ def test_equal_options_are_equal_and_survive_a_round_trip() -> None:
     assert again == options
     assert hash(again) == hash(options)
     assert options != options.replace(num_beams=2)
-    assert set(options.to_dict()) == {f.name for f in dataclasses.fields(GenerationConfig)}
+    names = {f.name for f in dataclasses.fields(GenerationConfig)}
+    assert set(options.to_dict()) == names - {"prefix_allowed_tokens_fn", "text_of"}
+
+
+def test_biases_are_given_as_a_dict_or_as_pairs() -> None:
+    given: Any = {(5,): -1.0, (6, 7): 2}
+    options = GenerationConfig(sequence_bias=given)
+    assert options.sequence_bias == (((5,), -1.0), ((6, 7), 2.0))
+    assert options == GenerationConfig(sequence_bias=[[[5], 3.0], [[6, 7], 2.0], [[5], -1.0]])  # type: ignore[arg-type]
+    assert hash(options) == hash(GenerationConfig.from_dict(options.to_dict()))
+
+
+def test_callables_are_told_apart_by_identity() -> None:
+    def first(_batch_id: int, _ids: Any) -> list[int]:
+        return [2]
+
+    options = GenerationConfig(prefix_allowed_tokens_fn=first)
+    assert options == GenerationConfig(prefix_allowed_tokens_fn=first)
+    assert hash(options) == hash(GenerationConfig(prefix_allowed_tokens_fn=first))
+    assert options != GenerationConfig(prefix_allowed_tokens_fn=lambda _batch_id, _ids: [2])
+
+
+SAVED: list[dict[str, Any]] = [
+    {},
+    {"max_length": 30, "num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"},
+    {"eos_token_id": [2, 5], "bos_token_id": 3, "pad_token_id": 4, "decoder_start_token_id": 5},
+    {"bad_words_ids": [[4], [5, 6]], "suppress_tokens": [7], "forced_eos_token_id": [2, 3]},
+    {"do_sample": True, "top_k": 0, "min_p": 0.25, "typical_p": 0.5, "eta_cutoff": 1e-3},
+    {"sequence_bias": {(5,): -1.0, (6, 7): 2.0}, "exponential_decay_length_penalty": (4, 1.5)},
+    {"stop_strings": ("a", "b"), "renormalize_logits": True, "repetition_penalty": 2},
+]
+
+
+@pytest.mark.parametrize("options", SAVED)
+def test_what_is_saved_is_read_by_both(tmp_path: Path, options: dict[str, Any]) -> None:
+    saved = GenerationConfig(**options)
+    path = directory(tmp_path, IDS, None)
+    saved.save_pretrained(path)
+    assert GenerationConfig.from_pretrained(path) == saved
+    assert_same(saved, published(path))
+    written = json.loads((path / "generation_config.json").read_text())
+    assert set(written) == set(IDS) | set(options)
+    assert not isinstance(written.get("repetition_penalty"), int)
+
+
+def test_what_belongs_to_a_call_is_not_saved(tmp_path: Path) -> None:
+    path = directory(tmp_path, IDS, None)
+    GenerationConfig(
+        output_scores=True, text_of=str, prefix_allowed_tokens_fn=lambda _batch_id, _ids: [2]
+    ).save_pretrained(path)
+    assert GenerationConfig.from_pretrained(path) == GenerationConfig()
+    # A published file may ask for scores, and gets them of no program unless the call asks, too.
+    path = directory(tmp_path, IDS, {"output_scores": True})
+    assert GenerationConfig.from_pretrained(path) == GenerationConfig()

@@ -9,7 +9,8 @@ import transformers
 from torch import Tensor
 
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits import History, ScoreRules, sampling_scores
+from longformer_core.generation.logits import History, ScoreRules
+from longformer_core.generation.sampling import sampling_scores
 
 VOCAB = 40
 RULES: dict[str, Any] = {

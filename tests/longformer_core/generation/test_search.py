@@ -1,14 +1,21 @@
 """The searches on their own, over a tiny language whose next token depends on the last alone."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from longformer_core.errors import ConfigError
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.search import BeamSearch, Search, start_search
+from longformer_core.generation.search import (
+    BeamSearch,
+    Search,
+    _ends_in_stop_string,
+    start_search,
+)
 
 VOCAB, END, START = 6, 2, 3
 CPU = torch.device("cpu")
@@ -94,6 +101,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_beams": 3, "num_return_sequences": 3},
     {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 2, "min_length": 5},
     {"do_sample": True, "num_return_sequences": 2, "repetition_penalty": 1.5},
+    {"do_sample": True, "num_beams": 2, "encoder_repetition_penalty": 1.5},
 ]
 
 
@@ -101,16 +109,32 @@ OPTIONS: list[dict[str, Any]] = [
 def test_documents_at_different_lengths_share_a_step(options: dict[str, Any]) -> None:
     """One document three tokens ahead of another: both get what they get alone."""
     table = language(1)
-    alone = run(begin(2, max_new_tokens=9, **options), table)
-    ahead, behind = (begin(2, max_new_tokens=9, **options) for _ in range(2))
+    options = {"min_length": 6, "max_new_tokens": 9, "output_scores": True, **options}
+    alone = run(begin(2, **options), table)
+    ahead, behind = (begin(2, **options) for _ in range(2))
     ahead.keep(torch.tensor([0]))
     behind.keep(torch.tensor([1]))
     for _ in range(3):
         step = ahead.advance(table[ahead.inputs()[0]])
         assert step.is_finished == [False]
-    for name in ahead._state:
-        setattr(ahead, name, torch.cat([getattr(ahead, name), getattr(behind, name)]))
+    ahead.extend(behind)
+    assert ahead.lengths.tolist() == [4, 1]
+    assert [len(steps) for steps in ahead.step_scores] == [3, 0]
     assert run(ahead, table) == alone
+
+
+def test_documents_with_sources_of_other_lengths_join() -> None:
+    """A ban of what the source holds, wherever the source's row is padded."""
+    table = language(4)
+    options = {"max_new_tokens": 5, "encoder_no_repeat_ngram_size": 1, "min_length": 6}
+    config = GenerationConfig(decoder_start_token_id=START, **options)
+    sources = [torch.tensor([4]), torch.tensor([1, 3, 5]), torch.tensor([0, 2])]
+    alone = [run(start_search(config, [s], [None], CPU), table)[0] for s in sources]
+    search = start_search(config, sources[:1], [None], CPU)
+    for source in sources[1:]:
+        search.extend(start_search(config, [source], [None], CPU))
+    assert run(search, table) == alone
+    assert len({tuple(sequences[0]) for sequences, _ in alone}) > 1
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -121,6 +145,101 @@ def test_keep_takes_documents_out_unchanged(options: dict[str, Any]) -> None:
     search.advance(table[search.inputs()[0]])
     search.keep(torch.tensor([1, 3]))
     assert run(search, table) == [alone[1], alone[3]]
+
+
+AGREEING: list[dict[str, Any]] = [
+    *OPTIONS,
+    {"num_beams": 4, "early_stopping": "never", "length_penalty": -1.0},
+    {"num_beams": 2, "length_penalty": 3.0, "eos_token_id": [2, 4]},
+]
+
+
+@pytest.mark.parametrize("options", AGREEING)
+def test_what_was_agreed_stays(options: dict[str, Any]) -> None:
+    """Step by step, each agreed prefix begins the next one and, in the end, the best sequence."""
+    early = 0
+    for seed in range(20):
+        # Without some certainty beams agree on nothing before the end.
+        table = language(seed) * 2
+        search = begin(1, max_new_tokens=12, **options)
+        agreed: list[list[int]] = [search.agreed(0)]
+        is_finished = False
+        while not is_finished:
+            is_finished = search.advance(table[search.inputs()[0]]).is_finished[0]
+            agreed.append(search.agreed(0))
+        best = search.result(0)[0][0]
+        for before, after in itertools.pairwise([*agreed, best]):
+            assert after[: len(before)] == before
+        early += len(agreed[-2]) > 0
+    assert agreed[0] == []
+    assert early
+
+
+def test_greedy_agrees_on_all_it_has_written() -> None:
+    search = begin(1, max_new_tokens=5, min_length=6)
+    for length in range(1, 6):
+        search.advance(language(0)[search.inputs()[0]])
+        assert len(search.agreed(0)) == length
+    assert search.agreed(0) == search.result(0)[0][0]
+
+
+def test_draws_are_those_of_torch() -> None:
+    """One generator per document, used as torch.multinomial uses it, in whatever company."""
+    search = begin(3, max_new_tokens=5, do_sample=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    shares = torch.rand(3, 4, 50).softmax(-1)
+    for num_draws in (1, 1, 7, 1):
+        expected = [
+            torch.multinomial(rows, num_draws, generator=generator)
+            for rows, generator in zip(shares, generators, strict=True)
+        ]
+        assert torch.equal(search._draw(shares, num_draws), torch.stack(expected))
+
+
+def test_a_stop_string_ends_the_row_in_whose_last_token_it_ends() -> None:
+    """Tokens are letters; several letters, and half of a two-byte one, are tokens, too."""
+    texts = [b"a", b"b", b"", b"abc", b"\xc3", b"\xa9"]
+
+    def text_of(ids: Sequence[int]) -> str:
+        return b"".join(texts[token] for token in ids).decode(errors="replace")
+
+    def ends(tokens: list[int], *stops: str) -> bool:
+        options = GenerationConfig(stop_strings=stops, text_of=text_of)
+        return _ends_in_stop_string(tokens, options)
+
+    assert ends([0, 1], "ab")
+    assert ends([1, 1, 0, 1], "x", "bab")
+    assert ends([0, 3], "ab")
+    assert ends([0, 3], "aa")
+    assert not ends([0, 1, 0], "ab")
+    assert not ends([3, 1], "abc")
+    assert ends([3, 1], "cb")
+    assert ends([0, 4, 5], "a\u00e9")
+    assert not ends([0, 4], "a\u00e9")
+    assert not ends([], "a")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}])
+def test_texts_end_in_a_stop_string(options: dict[str, Any]) -> None:
+    def text_of(ids: Sequence[int]) -> str:
+        return "".join("abcdef"[token] for token in ids)
+
+    table = language(8)
+    table[:, END] = -9.0
+    options = {"max_new_tokens": 30, "stop_strings": ("dd", "ba"), "text_of": text_of, **options}
+    for sequences, _ in run(begin(4, **options), table):
+        text = text_of(sequences[0])
+        assert text.endswith(("dd", "ba"))
+        assert "dd" not in text[:-1]
+        assert "ba" not in text[:-1]
+
+
+def test_scores_are_kept_when_they_are_asked_for() -> None:
+    search = begin(2, max_new_tokens=4, num_beams=3, min_length=6)
+    search.advance(language(0)[search.inputs()[0]])
+    for read in (search.scores_of, search.beam_indices_of):  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match="output_scores"):
+            read(0)
 
 
 def test_parents_name_the_rows_that_go_on() -> None:
