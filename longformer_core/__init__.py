@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         plan_conversion,
     )
     from longformer_core.errors import (
+        CancelledError,
         CheckpointError,
         ConfigError,
+        DeadlineError,
         LongformerError,
         NonFiniteError,
         OutOfMemoryError,
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     )
     from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
-    from longformer_core.generation.engine import Engine, Generation, Request
+    from longformer_core.generation.engine import Engine
+    from longformer_core.generation.handle import Generation, Handle, Request, Tokens
     from longformer_core.global_tokens import (
         mark_choice,
         mark_first_token,
@@ -82,13 +85,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchEncoding",
+    "CancelledError",
     "CheckpointError",
     "ConfigError",
     "Conversion",
+    "DeadlineError",
     "Engine",
     "Estimate",
     "Generation",
     "GenerationConfig",
+    "Handle",
     "LEDConfig",
     "LEDEncoderBaseModelOutput",
     "LEDForConditionalGeneration",
@@ -126,6 +132,7 @@ __all__ = [
     "Request",
     "ShapeError",
     "TokenizerError",
+    "Tokens",
     "TooLongError",
     "attention_dense",
     "check_directory",
@@ -146,13 +153,16 @@ __all__ = [
 
 _HOME = {
     "BatchEncoding": "batch_encoding",
+    "CancelledError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "Conversion": "convert",
+    "DeadlineError": "errors",
     "Engine": "generation.engine",
     "Estimate": "estimate",
-    "Generation": "generation.engine",
+    "Generation": "generation.handle",
     "GenerationConfig": "generation.config",
+    "Handle": "generation.handle",
     "LEDConfig": "config",
     "LEDEncoderBaseModelOutput": "models.outputs",
     "LEDForConditionalGeneration": "models.led",
@@ -187,9 +197,10 @@ _HOME = {
     "LongformerTokenizerFast": "tokenizer",
     "NonFiniteError": "errors",
     "OutOfMemoryError": "errors",
-    "Request": "generation.engine",
+    "Request": "generation.handle",
     "ShapeError": "errors",
     "TokenizerError": "errors",
+    "Tokens": "generation.handle",
     "TooLongError": "errors",
     "attention_dense": "models.attention_maps",
     "check_directory": "checkpoint",

@@ -7,10 +7,13 @@
     ├── TokenizerError               a vocabulary or tokenizer file cannot be used
     ├── TooLongError                 a document or an output exceeds the model's positions
     ├── NonFiniteError               a document's numbers became NaN or infinite
-    └── OutOfMemoryError             one document alone does not fit on the device
+    ├── OutOfMemoryError             one document alone does not fit on the device
+    ├── DeadlineError                a document was not decoded in the time it was given
+    └── CancelledError               a document was cancelled while it was decoded or waited
 
-Each is also the built-in error a reader would expect (ValueError, ArithmeticError, MemoryError), so
-callers can catch either. A message names what is wrong, the value, the limit, and the remedy.
+Each is also the built-in error a reader would expect (ValueError, ArithmeticError, MemoryError,
+TimeoutError), so callers can catch either. A message names what is wrong, the value, the limit, and
+the remedy.
 """
 
 import difflib
@@ -47,6 +50,14 @@ class NonFiniteError(LongformerError, ArithmeticError):
 
 class OutOfMemoryError(LongformerError, MemoryError):
     """One document alone does not fit into the device's memory."""
+
+
+class DeadlineError(LongformerError, TimeoutError):
+    """A document was not decoded in the time it was given."""
+
+
+class CancelledError(LongformerError):
+    """A document was cancelled while it was decoded, or before."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,9 +10,10 @@ from itertools import accumulate
 
 import torch
 
-from longformer_core.attention.rows import form_costs, is_cheaper_absorbed
+from longformer_core.attention.rows import form_costs
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
+from longformer_core.memory import decoding_numbers, encoding_numbers
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
 
@@ -22,8 +23,6 @@ _TRAINING_FLOPS = 3
 _TRAINING_ATTENTION_FLOPS = 3.5
 # The weights themselves, their gradients, and the two moments of AdamW.
 _TRAINING_WEIGHTS = 4
-# Logits are held as such, as log-probabilities, and once more while these are made.
-_LOGIT_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,17 @@ def estimate_cost(
     _check(config, lengths, num_globals, output_length, num_beams)
     weights = _weights_bytes(config, dtype)
     sizes = _sizes(config)
-    kept, working = _encoder_numbers(sizes, sum(lengths))
+    working = encoding_numbers(sizes.d, sizes.f, sum(lengths))
+    kept = sum(lengths) * len(sizes.radii) * (7 * sizes.d + 2 * sizes.f)
     flops = sum(_encoder_flops(sizes, n, min(num_globals, n), training) for n in lengths)
     decoding = 0
     if isinstance(config, LEDConfig) and output_length:
         written = sum(_decoder_flops(config, n, output_length, num_beams) for n in lengths)
         flops += written * (_TRAINING_FLOPS if training else 1)
-        decoding = _decoder_numbers(config, lengths, num_beams, output_length, training)
+        decoding = sum(
+            decoding_numbers(config, n, num_beams, output_length, training=training)
+            for n in lengths
+        )
     numbers = kept + working + decoding if training else max(working, decoding)
     activations = numbers * dtype.itemsize
     return Estimate(
@@ -174,26 +177,3 @@ def _decoder_flops(config: LEDConfig, n: int, m: int, num_beams: int) -> int:
     cross = min(form_costs(num_beams * m, n, config.decoder_attention_heads, d))
     layers = config.decoder_layers * (num_beams * per_row + cross)
     return layers + num_beams * m * 2 * d * config.vocab_size
-
-
-def _encoder_numbers(sizes: _Sizes, num_tokens: int) -> tuple[int, int]:
-    """Return what the layers keep for the backward pass, and the most alive inside one layer."""
-    d, f = sizes.d, sizes.f
-    kept = num_tokens * len(sizes.radii) * (7 * d + 2 * f)
-    return kept, num_tokens * (2 * d + 2 * f)
-
-
-def _decoder_numbers(
-    config: LEDConfig, lengths: Sequence[int], num_beams: int, m: int, training: bool
-) -> int:
-    """Return what the decoder holds: what it reads of the source, its own tokens, and logits."""
-    d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
-    rows = num_beams * len(lengths)
-    source = sum(
-        n * d * (2 if is_cheaper_absorbed(num_beams * m, n, heads, d) else 1 + 2 * layers)
-        for n in lengths
-    )
-    if training:
-        own = rows * m * layers * (14 * d + 2 * config.decoder_ffn_dim)
-        return source + own + rows * m * config.vocab_size * _LOGIT_COPIES
-    return source + rows * m * 2 * d * layers + rows * config.vocab_size * _LOGIT_COPIES

@@ -8,7 +8,7 @@ dimension, d = H * D.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -49,12 +49,13 @@ class Source:
         projections: Projections,
         num_heads: int,
         *,
-        num_rows: int | None = None,
+        num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
     ) -> None:
         """Hold what is needed of `states` [T, d].
 
-        num_rows: how many rows will read each document in all, beams times steps; None for many.
+        num_rows: how many rows will read each document in all, beams times steps; a number for all
+            documents or one for each, None for many.
         form: "auto" is the cheaper one for each document and that many rows. The absorbed one holds
             one number where the projected one holds two per layer.
         Raises: ConfigError when "absorbed" is asked for and a module is not plain.
@@ -68,9 +69,10 @@ class Source:
         plain = form != "projected" and all(
             are_plain(*pair, required=form == "absorbed") for pair in projections
         )
+        reads = num_rows if isinstance(num_rows, Sequence) else [num_rows] * len(lengths)
         absorbed = [
-            plain and (form == "absorbed" or _is_cheap(num_rows, n, num_heads, states.shape[-1]))
-            for n in lengths
+            plain and (form == "absorbed" or _is_cheap(count, n, num_heads, states.shape[-1]))
+            for count, n in zip(reads, lengths, strict=True)
         ]
         groups: list[_Group] = []
         for is_absorbed in (True, False):
@@ -128,12 +130,24 @@ class Source:
             out = out.index_select(0, self._inverse)
         return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
-    def select(self, document_index: Tensor) -> "Source":
-        """Keep these documents, in this order, and free the memory of the others; return self."""
-        new_place = {old: new for new, old in enumerate(document_index.tolist())}
+    def select(self, documents: Sequence[int]) -> "Source":
+        """Keep these documents, in this order; return self.
+
+        The others' memory is free as soon as they were most of their group.
+        """
+        new_place = {old: new for new, old in enumerate(documents)}
         kept = (group.select(new_place, self._like) for group in self._groups)
         self._arrange([group for group in kept if group.documents])
         return self
+
+    def extend(self, other: "Source") -> None:
+        """Append the documents of another source, which is not used any more."""
+        first = self.num_documents
+        moved = [
+            replace(group, documents=[first + doc for doc in group.documents])
+            for group in other._groups
+        ]
+        self._arrange(self._groups + moved)
 
 
 class _Held(Protocol):
@@ -220,16 +234,24 @@ class _Group:
     def select(self, new_place: dict[int, int], like: Tensor) -> "_Group":
         """Return the group with only the documents that have a new place."""
         slots = [slot for slot, doc in enumerate(self.documents) if doc in new_place]
-        slots.sort(key=lambda slot: new_place[self.documents[slot]])
+        # The last ones move into the places of those that leave; nothing else is copied.
+        count = len(slots)
+        late = (slot for slot in slots if slot >= count)
+        staying = set(slots)
+        slots = [slot if slot in staying else next(late) for slot in range(count)]
         documents = [new_place[self.documents[slot]] for slot in slots]
-        if slots == list(range(len(self.documents))):
-            return _Group(documents, self.lengths, self.bias, self.held)
+        if count == len(self.documents):
+            return replace(self, documents=documents)
         lengths = [self.lengths[slot] for slot in slots]
-        index = torch.tensor(slots, dtype=torch.int64, device=like.device)
-        longest = max(lengths, default=0)
+        longest = max(1, *lengths) if lengths else 1
+        moves = [(new, old) for new, old in enumerate(slots) if new != old]
 
         def change(tensor: Tensor) -> Tensor:
-            return tensor[:, :, : max(longest, 1)].index_select(0, index)
+            for new, old in moves:
+                tensor[new] = tensor[old]
+            kept = tensor[:count, :, :longest]
+            is_mostly_gone = tensor.untyped_storage().nbytes() > 2 * kept.nbytes
+            return kept.clone() if is_mostly_gone else kept
 
         bias = _padding_bias(lengths, like) if lengths else None
         return _Group(documents, lengths, bias, self.held.map(change))

@@ -1,283 +1,425 @@
-"""Decode many documents: pack them, step them together, let each leave when it is done."""
+"""Decode documents of any lengths and options together: each comes when there is room, each leaves
+when it is done.
 
+One thread steps while there is anything to decode. Documents wait in the order of their arrival,
+are encoded a pack at a time, and join those that decode already.
+"""
+
+import dataclasses
+import itertools
 import logging
-import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from longformer_core.attention.rows import Form
 from longformer_core.errors import (
+    CancelledError,
     ConfigError,
+    DeadlineError,
     LongformerError,
-    NonFiniteError,
     OutOfMemoryError,
     ShapeError,
     TooLongError,
 )
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.search import Search, start_search
-from longformer_core.layout import Layout, default_global_positions
-from longformer_core.models.led import LEDForConditionalGeneration
+from longformer_core.generation.handle import Generation, Handle, Request
+from longformer_core.generation.lane import Lane, Model
+from longformer_core.memory import available_bytes, decoding_numbers, encoding_numbers
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One document to decode.
-
-    global_positions: the tokens that attend to everything; None takes the package's default.
-    seed: what sampling starts from; None draws a fresh one.
-    """
-
-    input_ids: Sequence[int]
-    options: GenerationConfig
-    global_positions: Sequence[int] | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What became of one document: its sequences, or the error that kept it from having any.
-
-    sequences: generated ids, best first, without start token and padding; an end token is kept.
-    scores: summed log-probability / length ** length_penalty, one per sequence.
-    """
-
-    sequences: list[list[int]]
-    scores: list[float]
-    error: LongformerError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    index: int
-    request: Request
-
-    @property
-    def length(self) -> int:
-        return len(self.request.input_ids)
-
-
-_Outcome = tuple[int, Generation]
+# Source tokens encoded at once: from a few thousand on a CPU gains nothing from more.
+_BATCH_TOKENS = {"cpu": 16384}
+_BATCH_TOKENS_ELSEWHERE = 131072
+# Rows that step together: the weights' share of a step is small by then.
+_MAX_ROWS = 256
+# What of the free memory the engine plans with: others take some too.
+_MEMORY_SHARE = 0.8
 
 
 class Engine:
-    """Decode documents of any lengths and options; a document's text is its own alone.
+    """Decode documents; a document's text is its own alone, whatever else is decoded beside it.
 
-    Documents with equal options are packed by token count, longest first, and leave as soon as
-    they are done. One that fails takes nobody with it: its pack is decoded again without it.
     Units: `batch_tokens` counts source tokens encoded at once and `max_rows` sequences decoded at
-    once (documents times beams); a document beyond either goes alone.
-    Numerics: the pack's composition changes sums in their last bit, as any batching does; a token
+    once (documents times beams); a document beyond either goes alone. `memory_bytes` is what
+    documents may take beside the weights; by default most of what is free now.
+    Numerics: what is decoded together changes sums in their last bit, as any batching does; a token
     changes only where two scores were equal up to that.
+    Failures: when something goes wrong for several documents at once, they are halved until it is
+    one document's error; this finds a bad document, and also the size that fits into memory.
     """
 
     def __init__(
-        self, model: LEDForConditionalGeneration, *, batch_tokens: int, max_rows: int = 256
+        self,
+        model: Model,
+        *,
+        batch_tokens: int | None = None,
+        max_rows: int = _MAX_ROWS,
+        memory_bytes: int | None = None,
+        form: Form = "auto",
     ) -> None:
-        """Keep the model, which the engine alone should use while it runs.
+        """Keep the model, which the engine alone should use while it decodes.
 
+        form: of the cross-attention's source; see `attention.source.Source`.
         Raises: ConfigError for a budget below 1.
         """
-        for name, value in (("batch_tokens", batch_tokens), ("max_rows", max_rows)):
+        device = model.device
+        self._model, self._form = model, form
+        if memory_bytes is None:
+            memory_bytes = int(_MEMORY_SHARE * available_bytes(device))
+        if batch_tokens is None:
+            batch_tokens = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
+        budgets = {
+            "batch_tokens": batch_tokens, "max_rows": max_rows, "memory_bytes": memory_bytes
+        }  # fmt: skip
+        for name, value in budgets.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or greater")
-        self._model = model
-        self._batch_tokens = batch_tokens
-        self._max_rows = max_rows
+        self._batch_tokens, self._max_rows, self._memory_bytes = budgets.values()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._waiting: deque[Handle] = deque()
+        self._lanes: list[Lane] = []
+        # Documents that failed together, and are tried again without anybody else.
+        self._suspects: list[list[Handle]] = []
+        self._is_trial = False
+        # When some document has to go: at its deadline, or at once when it was cancelled.
+        self._sweep_at = math.inf
+        self._watchers: list[Callable[[], None]] = []
+
+    def add(
+        self,
+        input_ids: Sequence[int],
+        options: GenerationConfig,
+        deadline_s: float | None = None,
+        *,
+        global_positions: Sequence[int] | None = None,
+        seed: int | None = None,
+        valid: Sequence[bool] | None = None,
+    ) -> Handle:
+        """Decode a document as soon as there is room; return at once. Any thread may call this.
+
+        deadline_s: seconds from now after which the outcome is a DeadlineError. The other
+            arguments are those of `Request`; what is wrong with them is in the outcome.
+        Raises: ConfigError when the model cannot decode with the options.
+        """
+        options.check(self._model.config)
+        request = Request(input_ids, options, global_positions, seed, valid)
+        handle = Handle(_with_seed(request), deadline_s)
+        self._take([handle])
+        return handle
 
     def run(
         self, requests: Sequence[Request], on_progress: Callable[[], None] | None = None
     ) -> Iterator[tuple[int, Generation]]:
         """Yield each request's index and outcome, in order of completion.
 
-        on_progress: called after every encoded pack and every step; what it raises comes through.
+        Several threads may run documents at once; they are decoded together. Long documents begin
+        first. Leaving early cancels what is not done.
+        on_progress: called now and then while the documents are decoded; what it raises comes
+            through.
         Raises: ConfigError, before any work, when the model cannot decode with some options.
         """
-        groups: dict[GenerationConfig, list[_Document]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.options, []).append(_Document(index, request))
-        for options in groups:
+        for options in {request.options for request in requests}:
             options.check(self._model.config)
-        return self._run_groups(groups, on_progress or _nothing)
+        return self._run(requests, on_progress)
 
-    def _run_groups(
-        self, groups: dict[GenerationConfig, list[_Document]], on_progress: Callable[[], None]
-    ) -> Iterator[_Outcome]:
-        for options, documents in groups.items():
-            fitting = []
-            for document in documents:
-                error = self._unfit(document)
-                if error is None:
-                    fitting.append(document)
-                else:
-                    yield document.index, Generation([], [], error)
-            waiting = self._packs(fitting, options)[::-1]
-            while waiting:
-                waiting += yield from self._run_pack(waiting.pop(), options, on_progress)
+    def _run(
+        self, requests: Sequence[Request], on_progress: Callable[[], None] | None
+    ) -> Iterator[tuple[int, Generation]]:
+        inbox: queue.SimpleQueue[tuple[int, Generation] | None] = queue.SimpleQueue()
+        handles = [
+            Handle(_with_seed(request), on_end=lambda out, i=i: inbox.put((i, out)))  # type: ignore[misc]
+            for i, request in enumerate(requests)
+        ]
+        watcher = lambda: inbox.put(None)  # noqa: E731 - removed by identity
+        self._watchers.append(watcher)
+        try:
+            self._take(sorted(handles, key=lambda handle: -handle.num_tokens))
+            left = len(handles)
+            while left:
+                found = inbox.get()
+                if found is not None:
+                    left -= 1
+                    yield found
+                elif on_progress is not None:
+                    on_progress()
+        finally:
+            self._watchers.remove(watcher)
+            for handle in handles:
+                if not handle.is_done:
+                    handle.cancel()
 
-    def _unfit(self, document: _Document) -> LongformerError | None:
-        limit = self._model.config.max_encoder_position_embeddings
-        if document.length == 0:
+    def _take(self, handles: Sequence[Handle]) -> None:
+        """Let documents wait, but for those that cannot be decoded, and see that a thread works."""
+        fitting = []
+        for handle in handles:
+            handle.on_cancel = self._sweep_soon
+            error = self._unfit(handle)
+            if error is None:
+                fitting.append(handle)
+            else:
+                handle.end(Generation([], [], error))
+        if not fitting:
+            return
+        with self._lock:
+            self._waiting += fitting
+            self._sweep_at = min(self._sweep_at, _first_deadline(fitting))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="longhaul-engine")
+                # A program that ends does not wait for texts that nobody will read.
+                self._thread.daemon = True
+                self._thread.start()
+
+    def _unfit(self, handle: Handle) -> LongformerError | None:
+        request, config = handle.request, self._model.config
+        limit = config.max_encoder_position_embeddings
+        if handle.num_tokens == 0:
             return ShapeError("the document has no tokens; give at least one")
-        if document.length > limit:
+        if handle.num_tokens > limit:
             return TooLongError(
-                f"the document has {document.length} tokens but the encoder has {limit} "
+                f"the document has {handle.num_tokens} tokens but the encoder has {limit} "
                 "positions; shorten it or choose a model with more positions"
             )
+        ids = torch.as_tensor(request.input_ids)
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= config.vocab_size:
+            return ShapeError(
+                f"the document's token ids reach from {least} to {most}; they must be from 0 to "
+                f"{config.vocab_size - 1}"
+            )
+        positions = request.global_positions or ()
+        if not all(0 <= position < handle.num_tokens for position in positions):
+            return ShapeError(
+                f"global_positions are {list(positions)} but the document has {handle.num_tokens} "
+                "tokens, counted from 0"
+            )
+        if request.valid is not None and len(request.valid) != handle.num_tokens:
+            return ShapeError(
+                f"valid has {len(request.valid)} flags but the document has {handle.num_tokens} "
+                "tokens; give one for each"
+            )
+        if self._bytes([handle]) > self._memory_bytes:
+            return self._does_not_fit(handle)
         return None
 
-    def _packs(
-        self, documents: list[_Document], options: GenerationConfig
-    ) -> list[list[_Document]]:
-        """Split documents, longest first, into packs within both budgets."""
-        max_documents = max(1, self._max_rows // options.rows_per_document)
-        packs: list[list[_Document]] = []
-        room = 0
-        for document in sorted(documents, key=lambda document: -document.length):
-            if not packs or document.length > room or len(packs[-1]) == max_documents:
-                packs.append([])
-                room = self._batch_tokens
-            packs[-1].append(document)
-            room -= document.length
-        return packs
+    def _bytes(self, pack: Sequence[Handle]) -> int:
+        """Return what documents need beside the weights, at most: to be encoded, and then held."""
+        config = self._model.config
+        num_tokens = sum(handle.num_tokens for handle in pack)
+        numbers = encoding_numbers(config.d_model, config.encoder_ffn_dim, num_tokens)
+        return numbers * self._model.dtype.itemsize + sum(map(self._held_bytes, pack))
 
-    def _run_pack(
-        self, pack: list[_Document], options: GenerationConfig, on_progress: Callable[[], None]
-    ) -> Generator[_Outcome, None, list[list[_Document]]]:
-        """Yield the outcomes of one pack, and return the packs to decode in place of what failed.
+    def _held_bytes(self, handle: Handle) -> int:
+        numbers = decoding_numbers(
+            self._model.config,
+            handle.num_tokens,
+            handle.num_rows,
+            handle.request.options.total_length - 1,
+            form=self._form,
+        )
+        return numbers * self._model.dtype.itemsize
 
-        Whatever goes wrong, the unfinished documents are halved until it is one document's error:
-        this finds a bad document, and also the size that fits into memory.
-        """
-        work = _decode(self._model, options, pack)
-        left = {document.index: document for document in pack}
-        while left:
-            outcomes, error = _attempt(work)
-            if error is not None:
-                documents = list(left.values())
-                if len(documents) == 1:
-                    yield documents[0].index, Generation([], [], _explain(error, documents[0]))
-                    return []
-                _warn(error, documents)
-                middle = len(documents) // 2
-                return [documents[middle:], documents[:middle]]
-            on_progress()
-            for index, generation in outcomes:
-                del left[index]
-                yield index, generation
-        return []
+    @torch.inference_mode()
+    def _work(self) -> None:
+        """Admit and step until nothing is left."""
+        try:
+            while self._is_wanted():
+                self._dismiss()
+                self._admit()
+                self._step_all()
+        except BaseException as error:
+            self._give_up(error)
+            raise
 
+    def _is_wanted(self) -> bool:
+        with self._lock:
+            if self._waiting or self._lanes or self._suspects:
+                return True
+            self._thread = None
+            return False
 
-@torch.inference_mode()
-def _decode(
-    model: LEDForConditionalGeneration, options: GenerationConfig, documents: list[_Document]
-) -> Iterator[list[_Outcome]]:
-    """Encode documents, then step them until all are done; yield what each piece of work ended."""
-    requests = [document.request for document in documents]
-    layout = Layout.from_lengths(
-        [document.length for document in documents],
-        [_global_positions(request) for request in requests],
-        device=model.device,
-    )
-    texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
-    search = start_search(options, texts, [request.seed for request in requests], model.device)
-    num_rows = search.num_rows
-    states = model.encode(torch.cat(texts).to(model.device), layout)
-    source = model.source(states, layout, num_rows=num_rows * (options.total_length - 1))
-    # Where it is the source that holds them, it has a copy; where not, nobody needs them.
-    del states
-    cache = model.new_cache(len(documents) * num_rows, options.total_length - 1)
-    yield []
-    while True:
-        token_ids, positions = search.inputs()
-        logits = model.decode_step(token_ids, positions, cache, source, num_rows)
-        step = search.advance(logits)
-        is_done = [f or n for f, n in zip(step.is_finished, step.is_failed, strict=True)]
-        yield [
-            (document.index, _generation(search, slot, step.is_failed[slot]))
-            for slot, document in enumerate(documents)
-            if is_done[slot]
-        ]
-        rows = step.parents
-        if any(is_done):
-            staying = [slot for slot in range(len(documents)) if not is_done[slot]]
-            if not staying:
+    def _give_up(self, error: BaseException) -> None:
+        """Tell everybody who waits that the engine itself broke."""
+        with self._lock:
+            self._thread = None
+            handles = [*self._waiting, *itertools.chain(*self._suspects)]
+            handles += [handle for lane in self._lanes for handle in lane.handles]
+            self._waiting.clear()
+            self._lanes, self._suspects = [], []
+        for handle in handles:
+            handle.end(Generation([], [], self._explain(error, handle)))
+
+    def _dismiss(self) -> None:
+        """End the documents that were cancelled or are late, whether they decode or wait."""
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return
+        with self._lock:
+            self._sweep_at = math.inf
+        for lane in self._lanes:
+            reasons = {i: _reason_to_end(handle, now) for i, handle in enumerate(lane.handles)}
+            gone = {i: Generation([], [], e) for i, e in reasons.items() if e is not None}
+            for place, outcome in gone.items():
+                lane.handles[place].end(outcome)
+            lane.remove(gone)
+        self._lanes = [lane for lane in self._lanes if lane.handles]
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for handle in waiting:
+                error = _reason_to_end(handle, now)
+                if error is None:
+                    self._waiting.append(handle)
+                else:
+                    handle.end(Generation([], [], error))
+            decoding = [handle for lane in self._lanes for handle in lane.handles]
+            first = _first_deadline([*decoding, *self._waiting])
+            self._sweep_at = min(self._sweep_at, first)
+
+    def _sweep_soon(self) -> None:
+        self._sweep_at = -math.inf
+
+    def _admit(self) -> None:
+        """Encode the next pack, if there is room for one, and let it join those that decode."""
+        pack = self._next_pack()
+        if not pack:
+            return
+        try:
+            lane = Lane(self._model, pack, self._form)
+        except Exception as error:  # noqa: BLE001 - any error is some document's until shown otherwise
+            self._failed(pack, error)
+            return
+        self._tick()
+        for other in self._lanes:
+            if other.num_rows_each == lane.num_rows_each:
+                other.extend(lane)
                 return
-            documents = [documents[slot] for slot in staying]
-            slots = torch.tensor(staying, dtype=torch.int64, device=model.device)
-            search.keep(slots)
-            source = source.select(slots)
-            rows = torch.arange(len(logits), device=model.device) if rows is None else rows
-            rows = rows.view(-1, num_rows).index_select(0, slots).flatten()
-        if rows is not None:
-            cache = cache.reorder(rows)
+        self._lanes.append(lane)
+
+    def _next_pack(self) -> list[Handle]:
+        """Return the documents to encode now: suspects alone, the others while budgets last."""
+        if not self._lanes:
+            self._is_trial = bool(self._suspects)
+            if self._suspects:
+                return self._suspects.pop()
+        if self._suspects or self._is_trial:
+            return []
+        pack: list[Handle] = []
+        with self._lock:
+            while self._waiting and self._has_room(pack, self._waiting[0]):
+                pack.append(self._waiting.popleft())
+        return pack
+
+    def _has_room(self, pack: list[Handle], handle: Handle) -> bool:
+        """Return whether a document may be encoded with the pack and decoded with all others."""
+        decoding = [other for lane in self._lanes for other in lane.handles]
+        if not decoding and not pack:
+            return True
+        if pack and pack[0].num_rows != handle.num_rows:
+            return False
+        new = [*pack, handle]
+        held = sum(map(self._held_bytes, decoding))
+        return (
+            (not pack or sum(h.num_tokens for h in new) <= self._batch_tokens)
+            and sum(h.num_rows for h in (*decoding, *new)) <= self._max_rows
+            and held + self._bytes(new) <= self._memory_bytes
+        )
+
+    def _step_all(self) -> None:
+        for lane in list(self._lanes):
+            self._step(lane)
+
+    def _step(self, lane: Lane) -> None:
+        """Extend a lane's documents by one token; those that are done leave it."""
+        try:
+            done = lane.step()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._lanes.remove(lane)
+            self._failed(lane.handles, error)
+            return
+        if not lane.handles:
+            self._lanes.remove(lane)
+        self._tick()
+        for handle, outcome in done:
+            handle.end(outcome)
+
+    def _failed(self, handles: list[Handle], error: Exception) -> None:
+        """Try documents that failed together again in halves; one alone has its error."""
+        logger.debug("decoding %d documents failed", len(handles), exc_info=error)
+        # The traceback's frames hold tensors, and the error may live for long.
+        error.__traceback__ = None
+        if len(handles) == 1:
+            handles[0].end(Generation([], [], self._explain(error, handles[0])))
+            return
+        logger.warning(
+            "decoding %d documents of %d tokens together failed (%s: %s); trying again in halves%s",
+            len(handles),
+            sum(handle.num_tokens for handle in handles),
+            type(error).__name__,
+            error,
+            "; a smaller batch_tokens avoids this" if _is_out_of_memory(error) else "",
+        )
+        middle = len(handles) // 2
+        self._suspects += [handles[middle:], handles[:middle]]
+
+    def _explain(self, error: BaseException, handle: Handle) -> LongformerError:
+        """Return what to tell of one document's error; an error of ours speaks for itself."""
+        if isinstance(error, LongformerError):
+            return error
+        explained: LongformerError
+        if _is_out_of_memory(error):
+            explained = self._does_not_fit(handle)
+        else:
+            explained = LongformerError(f"decoding failed with {type(error).__name__}: {error}")
+        explained.__cause__ = error
+        return explained
+
+    def _does_not_fit(self, handle: Handle) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"a document of {handle.num_tokens} tokens with {handle.num_rows} rows of up to "
+            f"{handle.request.options.total_length - 1} tokens does not fit into memory even "
+            f"alone: it needs about {self._bytes([handle]) / 1e9:.3g} GB beside the weights, of "
+            f"{self._memory_bytes / 1e9:.3g} GB; shorten it, lower num_beams, or use a larger "
+            "device"
+        )
+
+    def _tick(self) -> None:
+        for watcher in list(self._watchers):
+            watcher()
 
 
-def _generation(search: Search, slot: int, is_failed: bool) -> Generation:
-    if not is_failed:
-        sequences, scores = search.result(slot)
-        return Generation(sequences, scores)
-    num_tokens = int(search.lengths[slot]) - 2
-    error = NonFiniteError(
-        f"the document's logits became NaN or infinite after {num_tokens} tokens; decode it in "
-        "float32, or look for broken weights"
-    )
-    return Generation([], [], error)
+def _with_seed(request: Request) -> Request:
+    """Draw the seed that is missing once, so that a document that begins again says the same."""
+    if request.seed is not None or not request.options.do_sample:
+        return request
+    return dataclasses.replace(request, seed=torch.Generator().seed() & (2**63 - 1))
 
 
-def _global_positions(request: Request) -> Sequence[int]:
-    if request.global_positions is None:
-        return default_global_positions(len(request.input_ids))
-    return request.global_positions
+def _reason_to_end(handle: Handle, now: float) -> LongformerError | None:
+    if handle.is_cancelled:
+        return CancelledError("the document was cancelled before it was done")
+    if handle.deadline is not None and now > handle.deadline:
+        return DeadlineError(
+            f"the document was not done after {handle.deadline - handle.started:g} s; allow more, "
+            "or ask for less"
+        )
+    return None
 
 
-def _attempt(work: Iterator[list[_Outcome]]) -> tuple[list[_Outcome], Exception | None]:
-    """Do the next piece of work, and hand back what it raised instead of raising it."""
-    try:
-        return next(work), None
-    except Exception as error:  # noqa: BLE001 - any error is some document's until shown otherwise
-        # The traceback's frames hold the pack's tensors, and the error may live for long.
-        traceback.clear_frames(error.__traceback__)
-        return [], error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     # On the CPU torch reports a failed allocation as a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
-def _warn(error: Exception, documents: list[_Document]) -> None:
-    logger.warning(
-        "decoding %d documents of %d tokens together failed (%s: %s); trying again in halves%s",
-        len(documents),
-        sum(document.length for document in documents),
-        type(error).__name__,
-        error,
-        "; a smaller batch_tokens avoids this" if _is_out_of_memory(error) else "",
-    )
-
-
-def _explain(error: Exception, document: _Document) -> LongformerError:
-    """Return what to tell of one document's error; an error of ours speaks for itself."""
-    if isinstance(error, LongformerError):
-        return error
-    explained: LongformerError
-    if _is_out_of_memory(error):
-        explained = OutOfMemoryError(
-            f"a document of {document.length} tokens with "
-            f"{document.request.options.rows_per_document} rows does not fit into memory even "
-            "alone; shorten it, lower num_beams, or use a larger device"
-        )
-    else:
-        explained = LongformerError(f"decoding failed with {type(error).__name__}: {error}")
-    explained.__cause__ = error
-    return explained
-
-
-def _nothing() -> None:
-    """Stand in for a progress callback that the caller left out."""
+def _first_deadline(handles: Sequence[Handle]) -> float:
+    deadlines = (handle.deadline for handle in handles if handle.deadline is not None)
+    return min(deadlines, default=math.inf)

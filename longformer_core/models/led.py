@@ -7,6 +7,7 @@ R decoder rows, V vocabulary, d hidden size.
 Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.13461.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +18,10 @@ from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
+from longformer_core.generation.cache import DecoderCache
 from longformer_core.layout import Layout
 from longformer_core.models.base import PretrainedModel, check_ids
-from longformer_core.models.cache import DecoderCache, DecoderPast
+from longformer_core.models.cache import DecoderPast
 from longformer_core.models.led_layers import (
     DecoderMaps,
     LEDDecoder,
@@ -413,38 +415,45 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
         states: Tensor,
         layout: Layout,
         *,
-        num_rows: int | None = None,
+        num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
     ) -> Source:
         """Prepare what decoding needs of the encoded documents, each once whatever its beams.
 
         num_rows: how many rows will read a document in all, beams times steps; for few of them the
-            encoder's states serve as they are. None for many.
+            encoder's states serve as they are. One number for all or one for each, None for many.
         form: "projected" or "absorbed" instead of the cheaper one; see `Source`.
         """
         return self.led.decoder.source(states, layout, num_rows=num_rows, form=form)
 
-    def new_cache(self, num_rows: int, max_length: int) -> DecoderCache:
+    def new_cache(
+        self, num_documents: int, rows_per_document: int = 1, max_length: int | None = None
+    ) -> DecoderCache:
         """Return an empty cache for rows of at most `max_length` tokens, the start token included.
 
+        None is as many as the decoder has positions: memory grows with the tokens written.
         Raises: TooLongError when the decoder has fewer positions.
         """
         limit = self.config.max_decoder_position_embeddings
+        if max_length is None:
+            max_length = limit
         if max_length > limit:
             raise TooLongError(
                 f"outputs of {max_length} tokens are asked for but the decoder has {limit} "
                 "positions; ask for shorter outputs"
             )
         heads = self.config.decoder_attention_heads
-        return DecoderCache(
+        cache = DecoderCache(
             self.config.decoder_layers,
-            num_rows,
+            rows_per_document,
             heads,
             self.config.d_model // heads,
             max_length,
             dtype=self.dtype,
             device=self.device,
         )
+        cache.add(num_documents)
+        return cache
 
     def decode_step(
         self,
@@ -452,20 +461,20 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
         lengths: Tensor,
         cache: DecoderCache,
         source: Source,
-        rows_per_document: int,
     ) -> Tensor:
         """Add one token to each row and return the logits [R, V] of its next one, in float32.
 
-        Shapes: token_ids, lengths [R]; the rows of document i start at i * rows_per_document.
-            `lengths` are the tokens already in the cache and so the new token's position; rows may
-            differ. They are read on the host: kept on the CPU, nothing waits for the device.
+        Shapes: token_ids, lengths [R]; row i is of document i // cache.rows_per_document.
+            `lengths` are the tokens already in the cache and so the new token's position;
+            documents may differ. They are read on the host: kept on the CPU, nothing waits for the
+            device.
         Raises: ShapeError when rows, cache and source do not fit together.
         """
-        cache.begin_step(lengths, rows_per_document)
+        cache.begin_step(lengths)
         decoder = self.led.decoder
         words = decoder.embed_tokens(token_ids)
         positions = lengths.to(token_ids.device)
-        states = decoder(words, positions, cache, source, rows_per_document)
+        states = decoder(words, positions, cache, source, cache.rows_per_document)
         return self._logits(states).float()
 
     def _logits(self, states: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ R decoder rows, H heads, D head dimension, d = H * D.
 Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.13461.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -237,7 +238,7 @@ class LEDDecoder(LayerStack):
         states: Tensor,
         layout: Layout,
         *,
-        num_rows: int | None = None,
+        num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
     ) -> Source:
         """Prepare what cross-attention needs of encoder states [T, d], each document once.

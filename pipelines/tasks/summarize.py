@@ -27,7 +27,7 @@ COLUMNS = pa.schema([pa.field("summary", pa.large_string())])
 _LIBRARY_BYTES = 512 * 2**20
 
 if TYPE_CHECKING:
-    from longformer_core.generation.engine import Request
+    from longformer_core.generation.handle import Request
 
 RowError = dict[str, str] | None
 
@@ -229,7 +229,7 @@ class SummarizeWorker:
             yield index, Output({"summary": text}, sum(i not in self.special for i in ids))
 
     def _request(self, name: str, ids: Sequence[int]) -> "Request":
-        from longformer_core.generation.engine import Request
+        from longformer_core.generation.handle import Request
 
         options = self.task.generation
         seed = row_seed(self.task.seed, name) if options.do_sample else None

@@ -152,10 +152,10 @@ def test_writing(num_beams: int) -> None:
         layout = Layout.from_lengths(lengths, [[0], [0]])
         states = model.encode(ids, layout)
         source = model.source(states, layout, num_rows=num_beams * steps)
-        cache = model.new_cache(rows, steps)
+        cache = model.new_cache(len(lengths), num_beams, steps)
         for step in range(steps):
             tokens = torch.full((rows,), 7)
-            model.decode_step(tokens, torch.full((rows,), step), cache, source, num_beams)
+            model.decode_step(tokens, torch.full((rows,), step), cache, source)
 
     with torch.no_grad():
         flops, peak = measured(model, run)

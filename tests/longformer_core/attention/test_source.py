@@ -82,7 +82,7 @@ class TestSource:
         before = source.attend(0, q, 2).view(len(self.lengths), 2, WIDTH)
         num_bytes = source.num_bytes
 
-        fewer = source.select(torch.tensor(kept, dtype=torch.int64))
+        fewer = source.select(kept)
 
         assert fewer.num_documents == len(kept)
         rows_kept = q.view(len(self.lengths), 2, HEADS, -1)[kept].flatten(0, 1)
@@ -96,9 +96,28 @@ class TestSource:
         q = draw(len(self.lengths), HEADS, WIDTH // HEADS)
         before = source.attend(1, q, 1)
 
-        source = source.select(torch.tensor([4, 0, 3])).select(torch.tensor([2, 1]))
+        source = source.select([4, 0, 3]).select([2, 1])
 
         torch.testing.assert_close(source.attend(1, q[[3, 0]], 1), before[[3, 0]])
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_documents_that_join_and_leave_give_what_they_gave(self, form: Form) -> None:
+        """Some leave, all join again behind the others, some leave again."""
+        source, *_ = self.make(None, form, 2)
+        joining, *_ = self.make(None, form, 2)
+        q = draw(len(self.lengths), HEADS, WIDTH // HEADS)
+        before = source.attend(0, q, 1)
+
+        source.select([3, 1, 4])
+        source.extend(joining)
+        assert source.num_documents == 9
+        names = [3, 1, 4, *range(len(self.lengths))]
+        torch.testing.assert_close(source.attend(0, q[names], 1), before[names])
+
+        places = [8, 0, 5, 3]
+        source.select(places)
+        names = [names[place] for place in places]
+        torch.testing.assert_close(source.attend(0, q[names], 1), before[names])
 
     @pytest.mark.parametrize(("form", "copies"), [("projected", 2 * 2), ("absorbed", 1)])
     def test_each_document_is_held_once_with_little_padding(self, form: Form, copies: int) -> None:
@@ -137,7 +156,7 @@ class TestSource:
         assert held() is not None
         del states
 
-        source.select(torch.tensor([], dtype=torch.int64))
+        source.select([])
 
         assert source.num_bytes == 0
         assert held() is None

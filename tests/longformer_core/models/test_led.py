@@ -59,14 +59,13 @@ def forced_logits(
     """Feed `forced` [B, rows, steps] step by step and return the logits [B, rows, steps, V]."""
     num_documents, num_rows, num_steps = forced.shape
     source = model.source(states, layout)
-    cache = model.new_cache(num_documents * num_rows, num_steps)
+    cache = model.new_cache(num_documents, num_rows, num_steps)
     steps = [
         model.decode_step(
             forced[:, :, step].flatten(),
             torch.full((num_documents * num_rows,), step),
             cache,
             source,
-            num_rows,
         )
         for step in range(num_steps)
     ]
@@ -189,22 +188,22 @@ def test_the_source_changes_the_logits() -> None:
 
 
 @torch.no_grad()
-def test_rows_at_different_steps_give_what_they_give_alone() -> None:
+def test_documents_at_different_steps_give_what_they_give_alone() -> None:
     model = make()
     layout = Layout.from_lengths([30, 20], [[0], [0]])
     states = model.encode(torch.cat(documents((30, 20))), layout)
     forced = torch.randint(4, VOCAB, (2, 1, 8))
     expected = forced_logits(model, states, layout, forced)
-    source, cache = model.source(states, layout), model.new_cache(2, 8)
+    source, cache = model.source(states, layout), model.new_cache(2, 1, 8)
     lengths = torch.tensor([0, 0])
-    model.decode_step(forced[:, 0, 0], lengths, cache, source, 1)
-    model.decode_step(forced[:, 0, 1], lengths + 1, cache, source, 1)
+    model.decode_step(forced[:, 0, 0], lengths, cache, source)
+    model.decode_step(forced[:, 0, 1], lengths + 1, cache, source)
     # The second document starts over while the first goes on.
     for step in range(2, 8):
         lengths = torch.tensor([step, step - 2])
         tokens = forced[[0, 1], 0, lengths]
 
-        logits = model.decode_step(tokens, lengths, cache, source, 1)
+        logits = model.decode_step(tokens, lengths, cache, source)
 
         torch.testing.assert_close(logits, expected[[0, 1], 0, lengths], rtol=1e-4, atol=1e-4)
 
@@ -271,6 +270,6 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ShapeError, match=r"reach from 0 to 60 .* ids 0 to 59"):
         model.encode(torch.tensor([0, 60]), Layout.from_lengths([2]))
     with pytest.raises(TooLongError, match=r"21 tokens .* 20 positions"):
-        model.new_cache(1, 21)
+        model.new_cache(1, 1, 21)
     with pytest.raises(ConfigError, match=r"no activation function 'gelo' .*'gelu'"):
         make(activation_function="gelo")

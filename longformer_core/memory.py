@@ -1,0 +1,87 @@
+"""What encoding and decoding hold beside the weights, and how much memory there is.
+
+Shape letters: T packed tokens, n source tokens of one document, m output tokens, d hidden size, f
+feed-forward size.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from longformer_core.attention.rows import Form, is_cheaper_absorbed
+from longformer_core.config import LEDConfig
+
+# Logits are held as such, as log-probabilities, and once more while these are made.
+_LOGIT_COPIES = 3
+_NO_LIMIT = 2**63
+
+
+def encoding_numbers(d: int, f: int, num_tokens: int) -> int:
+    """Return the most numbers alive inside one encoder layer, of T packed tokens."""
+    return num_tokens * (2 * d + 2 * f)
+
+
+def decoding_numbers(
+    config: LEDConfig,
+    n: int,
+    num_rows: int,
+    m: int,
+    *,
+    form: Form = "auto",
+    training: bool = False,
+) -> int:
+    """Return the numbers held to decode one document: its source, its own tokens, and logits.
+
+    Units: `num_rows` rows of `m` tokens each. In training all of them are read at once.
+    """
+    d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
+    absorbed = form == "absorbed" or (
+        form == "auto" and is_cheaper_absorbed(num_rows * m, n, heads, d)
+    )
+    source = n * d * (2 if absorbed else 1 + 2 * layers)
+    if training:
+        own = num_rows * m * layers * (14 * d + 2 * config.decoder_ffn_dim)
+        return source + own + num_rows * m * config.vocab_size * _LOGIT_COPIES
+    own = num_rows * m * 2 * d * layers
+    return source + own + num_rows * config.vocab_size * _LOGIT_COPIES
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return how much memory a new tensor on the device could take (Linux, CUDA).
+
+    On a CPU what the system, or the control group that this process is in, has left. What torch
+    keeps of the device for itself counts as free.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_system_bytes(), _group_bytes())
+
+
+def _system_bytes() -> int:
+    """Return what is available; where the system does not say, all the memory there is."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        return _field(meminfo, "MemAvailable:") * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _group_bytes() -> int:
+    """Return what the control group leaves, and more than any machine has where there is none."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        # Pages of files, which the system takes back when it needs them.
+        used -= _field(folder / "memory.stat", "inactive_file")
+    except OSError:
+        return _NO_LIMIT
+    return _NO_LIMIT if limit == "max" else max(0, int(limit) - used)
+
+
+def _field(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise LookupError(f"{file} has no line {name}")
