@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     )
     from longformer_core.models.outputs import (
         LEDEncoderBaseModelOutput,
+        LEDGenerateOutput,
         LEDSeq2SeqLMOutput,
         LEDSeq2SeqModelOutput,
         LEDSeq2SeqQuestionAnsweringModelOutput,
@@ -100,6 +101,7 @@ __all__ = [
     "LEDForConditionalGeneration",
     "LEDForQuestionAnswering",
     "LEDForSequenceClassification",
+    "LEDGenerateOutput",
     "LEDModel",
     "LEDPreTrainedModel",
     "LEDSeq2SeqLMOutput",
@@ -168,6 +170,7 @@ _HOME = {
     "LEDForConditionalGeneration": "models.led",
     "LEDForQuestionAnswering": "models.led_heads",
     "LEDForSequenceClassification": "models.led_heads",
+    "LEDGenerateOutput": "models.outputs",
     "LEDModel": "models.led",
     "LEDPreTrainedModel": "models.led",
     "LEDSeq2SeqLMOutput": "models.outputs",

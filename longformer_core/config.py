@@ -240,10 +240,7 @@ class PublishedConfig(ABC):
         if dtype is not None:
             values.pop("torch_dtype", None)
             values["dtype"] = dtype
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        (path / "config.json").write_text(text, encoding="utf-8")
+        write_json(Path(directory) / "config.json", values)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -453,6 +450,12 @@ class LongformerConfig(PublishedConfig):
             "eos_token_id": self.eos_token_ids,
             "sep_token_id": _present(self.sep_token_id),
         }
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object to a file of a model directory, which is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """How to decode: beams, lengths, penalties and sampling, under their published names."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from longformer_core.config import LEDConfig, read_json
+from longformer_core.config import LEDConfig, read_json, write_json
 from longformer_core.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ _SWITCHES = ("do_sample", "renormalize_logits", "output_scores")
 _CALLABLES = ("prefix_allowed_tokens_fn", "text_of")
 _NOT_IN_FILES = ("output_scores", *_CALLABLES)
 _DEFAULT_NEW_TOKENS = 20
+
+GENERATION_FILE = "generation_config.json"
 
 EarlyStopping = bool | Literal["never"]
 TokenIds = tuple[int, ...]
@@ -264,13 +265,20 @@ class GenerationConfig:
         Raises: ConfigError when a file cannot be read or holds an option out of range.
         """
         config = LEDConfig.from_pretrained(directory)
+        path = Path(directory) / GENERATION_FILE
+        return cls.from_model_config(config, read_json(path) if path.exists() else None)
+
+    @classmethod
+    def from_model_config(cls, config: LEDConfig, given: Mapping[str, Any] | None = None) -> Self:
+        """Complete the content of a generation_config.json by a model's own special tokens.
+
+        Without a file's content, take the options that a published config.json may hold.
+        Raises: as `from_dict`.
+        """
         values: dict[str, Any] = {
             name: getattr(config, name) for name in ("decoder_start_token_id", *_OPTIONAL_IDS)
         }
-        path = Path(directory) / "generation_config.json"
-        if path.exists():
-            given = read_json(path)
-        else:
+        if given is None:
             given = dict(config.generation_defaults)
             if config.extra.get("force_bos_token_to_be_generated"):
                 given["forced_bos_token_id"] = config.bos_token_id
@@ -292,10 +300,7 @@ class GenerationConfig:
             for name, value in values.items()
             if name not in _NOT_IN_FILES and (name in ids or value != default[name])
         }
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(written, indent=2, sort_keys=True) + "\n"
-        (path / "generation_config.json").write_text(text, encoding="utf-8")
+        write_json(Path(directory) / GENERATION_FILE, written)
 
     def replace(self, **options: Any) -> Self:
         """Return a copy with some options changed.

@@ -109,8 +109,12 @@ class Engine:
             arguments are those of `Request`; what is wrong with them is in the outcome.
         Raises: ConfigError when the model cannot decode with the options.
         """
-        options.check(self._model.config)
         request = Request(input_ids, options, global_positions, seed, valid)
+        return self.submit(request, deadline_s)
+
+    def submit(self, request: Request, deadline_s: float | None = None) -> Handle:
+        """Do what `add` does for a request that is made already."""
+        request.options.check(self._model.config)
         handle = Handle(_with_seed(request), deadline_s)
         self._take([handle])
         return handle

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from longformer_core.errors import LongformerError
 from longformer_core.generation.config import GenerationConfig
 
@@ -32,11 +34,15 @@ class Generation:
 
     sequences: generated ids, best first, without start token and padding; an end token is kept.
     scores: summed log-probability / length ** length_penalty, one per sequence.
+    step_scores: [steps, rows, vocabulary] on the CPU, and beam_indices, the row that each token of
+        each sequence was added to; both only with the option `output_scores`.
     """
 
     sequences: list[list[int]]
     scores: list[float]
     error: LongformerError | None = None
+    step_scores: Tensor | None = None
+    beam_indices: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

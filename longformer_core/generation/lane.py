@@ -16,7 +16,7 @@ from longformer_core.config import LEDConfig
 from longformer_core.errors import NonFiniteError
 from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.handle import Generation, Handle
-from longformer_core.generation.search import Search, Step, start_search
+from longformer_core.generation.search import BeamSearch, Search, Step, start_search
 from longformer_core.layout import Layout, default_global_positions
 
 
@@ -213,5 +213,17 @@ def _outcomes(group: _Group, step: Step) -> dict[int, Generation]:
             )
             found[place] = Generation([], [], error)
         elif is_finished:
-            found[place] = Generation(*group.search.result(slot))
+            found[place] = _result(group.search, slot)
     return found
+
+
+def _result(search: Search, slot: int) -> Generation:
+    sequences, scores = search.result(slot)
+    if not search.options.output_scores:
+        return Generation(sequences, scores)
+    return Generation(
+        sequences,
+        scores,
+        step_scores=search.scores_of(slot),
+        beam_indices=search.beam_indices_of(slot) if isinstance(search, BeamSearch) else None,
+    )

@@ -9,19 +9,23 @@ Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.1
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
-from longformer_core.config import LEDConfig
+from longformer_core.config import LEDConfig, read_json
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.generation.cache import DecoderCache
+from longformer_core.generation.config import GENERATION_FILE
 from longformer_core.layout import Layout
+from longformer_core.location import resolve
 from longformer_core.models.base import PretrainedModel, check_ids
 from longformer_core.models.cache import DecoderPast
+from longformer_core.models.generate import GenerationMixin
 from longformer_core.models.led_layers import (
     DecoderMaps,
     LEDDecoder,
@@ -315,11 +319,12 @@ def _one_of(ids: Tensor | None, embeds: Tensor | None, name: str) -> Tensor:
     return tokens
 
 
-class LEDForConditionalGeneration(LEDPreTrainedModel):
+class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
     """Write a text about a long document: encode it once, then decode token by token.
 
-    `forward` is the published padded interface, for training and scoring. For generation `encode`
-    and `source` run once per packed batch; `new_cache` and `decode_step` drive any search.
+    `forward` is the published padded interface, for training and scoring, and `generate` that for
+    writing. The engine below it runs `encode` and `source` once per packed batch; `new_cache` and
+    `decode_step` drive any search.
     """
 
     final_logits_bias: Tensor
@@ -333,6 +338,20 @@ class LEDForConditionalGeneration(LEDPreTrainedModel):
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.tie_weights()
         self.init_weights()
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **options: Any) -> Self:
+        """Load weights and generation options; see `PretrainedModel.from_pretrained`."""
+        model = super().from_pretrained(directory, **options)
+        path = resolve(directory, revision=options.get("revision")) / GENERATION_FILE
+        if path.exists():
+            model.generation_options = read_json(path)
+        return model
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config, weights and generation options, readable by transformers as well."""
+        super().save_pretrained(directory)
+        self.save_generation_options(directory)
 
     def tie_weights(self) -> None:
         """Let embeddings and output projection share their weight again, if the config ties."""

@@ -179,6 +179,22 @@ class LEDSeq2SeqLMOutput(ModelOutput):
 
 
 @dataclass
+class LEDGenerateOutput(ModelOutput):
+    """sequences [B * r, N]; sequences_scores [B * r]; scores, beam_indices [B * r, N - 1].
+
+    N is the longest output with its start token, r the sequences of each document. `scores` has one
+    [B * K, V] for each step, K rows of each document: what the options made of the next token's
+    scores, -inf from a document's end on. `beam_indices` are the rows that each token was added to,
+    -1 from a sequence's end on.
+    """
+
+    sequences: Tensor | None = None
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+
+
+@dataclass
 class LEDSeq2SeqSequenceClassifierOutput(ModelOutput):
     """loss []; logits [B, C]."""
 

@@ -67,6 +67,7 @@ def test_public_names() -> None:
         "LEDForConditionalGeneration",
         "LEDForQuestionAnswering",
         "LEDForSequenceClassification",
+        "LEDGenerateOutput",
         "LEDModel",
         "LEDPreTrainedModel",
         "LEDSeq2SeqLMOutput",
