@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_core.errors import ShapeError
-
 _FIRST_CAPACITY = 16
 
 
 class DecoderCache:
     """Self-attention keys and values of rows that grow by one token per step.
 
-    Every token is written once and never moved: the beams of a document share its tokens, and a
-    mask says which of them are a row's own history. Taking another beam's history is a gather of
-    mask rows only. Documents come and go while others stay where they are; they may be at
-    different steps, and the rows of one may go back to fewer tokens together.
-    Units: `max_length` in tokens of one row. Memory grows with the tokens written, not with it.
+    Every token is written once and never moved: the rows of a document share its tokens, and a
+    mask says which of them are a row's own history. Taking another row's history is a gather of
+    mask rows only. Documents come and go while others stay where they are.
+    The rows of a document are beams, or with `is_run` one token after another of a single text:
+    then each row sees those before it, and going on from one row leaves the later ones out.
     """
 
     def __init__(
@@ -30,15 +28,16 @@ class DecoderCache:
         rows_per_document: int,
         num_heads: int,
         head_dim: int,
-        max_length: int,
         *,
+        is_run: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Make a cache without documents; memory is taken at the first step."""
         self.rows_per_document = rows_per_document
-        self.max_length = max_length
         self.num_documents = 0
+        self._is_run = is_run
+        # Steps of each document.
         self._lengths = torch.zeros(0, dtype=torch.int64)
         # keys, values [N, H, capacity * b, D], a step's tokens side by side; what a row sees, as an
         # additive mask [N, b, capacity, b]. The first `num_documents` of N are in use.
@@ -67,33 +66,20 @@ class DecoderCache:
         for tensor in (*self._keys, *self._values):
             tensor[first : self.num_documents] = 0.0
 
-    def begin_step(self, lengths: Tensor) -> None:
-        """Make room for one token per row, at these positions, and let each row see its own.
-
-        Shapes: lengths [R], the same for all rows of a document.
-        Raises: ShapeError when the rows do not fit the cache or a row is already full.
-        """
-        if len(lengths) != self.num_rows:
-            raise ShapeError(f"{len(lengths)} rows step but the cache holds {self.num_rows}")
-        by_document = lengths.cpu()[:: self.rows_per_document]
-        self._used = int(by_document.max()) + 1 if len(by_document) else 0
-        if self._used > self.max_length:
-            raise ShapeError(
-                f"a row holds {self._used - 1} tokens already and the cache was made for "
-                f"{self.max_length}; ask new_cache for more"
-            )
+    def begin_step(self) -> None:
+        """Make room for one token per row, and let each row see its own."""
+        self._used = int(self._lengths.max()) + 1 if self.num_documents else 0
         self._grow()
-        n, device = self.num_documents, self._bias.device
-        back = (by_document < self._lengths).nonzero()[:, 0]
-        for document in back.tolist():
-            # It must not see what was written after the token that it goes back to.
-            self._bias[document, :, by_document[document] :] = -torch.inf
-        self._lengths = by_document + 1
-        self._documents = torch.arange(n, device=device).repeat_interleave(self.rows_per_document)
-        beams = torch.arange(self.rows_per_document, device=device).repeat(n)
-        steps = lengths.to(device)
-        self._slots = steps * self.rows_per_document + beams
-        self._bias[self._documents, beams, steps, beams] = 0.0
+        n, b, device = self.num_documents, self.rows_per_document, self._bias.device
+        steps = self._lengths.to(device).repeat_interleave(b)
+        self._lengths = self._lengths + 1
+        rows = torch.arange(b, device=device)
+        self._documents = torch.arange(n, device=device).repeat_interleave(b)
+        self._slots = steps * b + rows.repeat(n)
+        seen = rows[:, None] >= rows if self._is_run else rows[:, None] == rows
+        now = torch.zeros(b, b, device=device, dtype=self._bias.dtype)
+        now.masked_fill_(~seen, -torch.inf)
+        self._bias[self._documents, rows.repeat(n), steps] = now.repeat(n, 1)
         self._mask = self._bias[:n, :, : self._used].flatten(2).unsqueeze(1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -134,7 +120,7 @@ class DecoderCache:
         room, capacity = self._bias.shape[0], self._bias.shape[2]
         if self.num_documents > room or self._used > capacity:
             if self._used > capacity:
-                capacity = min(self.max_length, max(2 * capacity, _FIRST_CAPACITY, self._used))
+                capacity = max(2 * capacity, _FIRST_CAPACITY)
             # Documents that come one by one: doubled, so that not each of them copies all others.
             room = max(self.num_documents, min(2 * room, self.num_documents + 8))
             b = self.rows_per_document

@@ -88,6 +88,8 @@ class GenerationConfig:
     text_of: Callable[[Sequence[int]], str] | None = None
     renormalize_logits: bool = False
     output_scores: bool = False
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int = 2
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
@@ -141,8 +143,10 @@ class GenerationConfig:
             "no_repeat_ngram_size": 0,
             "encoder_no_repeat_ngram_size": 0,
             "top_k": 0,
+            "prompt_lookup_num_tokens": 1,
+            "max_matching_ngram_size": 1,
         }
-        optional = ("max_length", "max_new_tokens", "min_new_tokens")
+        optional = ("max_length", "max_new_tokens", "min_new_tokens", "prompt_lookup_num_tokens")
         for name, low in minimum.items():
             value = getattr(self, name)
             if not (name in optional and value is None):
@@ -235,7 +239,12 @@ class GenerationConfig:
 
     @property
     def rows_per_document(self) -> int:
-        """Return how many sequences of one document are decoded side by side."""
+        """Return how many rows of one document are decoded side by side.
+
+        Its sequences, or with `prompt_lookup_num_tokens` a token and those guessed after it.
+        """
+        if self.prompt_lookup_num_tokens is not None:
+            return 1 + self.prompt_lookup_num_tokens
         return max(self.num_beams, self.num_return_sequences)
 
     @classmethod
@@ -343,6 +352,13 @@ class GenerationConfig:
             raise ConfigError(
                 f"num_return_sequences {self.num_return_sequences} exceeds num_beams "
                 f"{self.num_beams}; raise num_beams, or sample without beams"
+            )
+        if self.prompt_lookup_num_tokens is not None and (
+            self.do_sample or self.num_beams > 1 or self.num_return_sequences > 1
+        ):
+            raise ConfigError(
+                "prompt_lookup_num_tokens works for greedy decoding of one sequence; remove it, or "
+                "do_sample, num_beams and num_return_sequences"
             )
         if self.stop_strings and self.text_of is None:
             raise ConfigError(

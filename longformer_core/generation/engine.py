@@ -302,7 +302,7 @@ class Engine:
             return
         self._tick()
         for other in self._lanes:
-            if other.num_rows_each == lane.num_rows_each:
+            if other.kind == lane.kind:
                 other.extend(lane)
                 return
         self._lanes.append(lane)
@@ -326,7 +326,7 @@ class Engine:
         decoding = [other for lane in self._lanes for other in lane.handles]
         if not decoding and not pack:
             return True
-        if pack and pack[0].num_rows != handle.num_rows:
+        if pack and pack[0].kind != handle.kind:
             return False
         new = [*pack, handle]
         held = sum(map(self._held_bytes, decoding))

@@ -68,6 +68,8 @@ class Handle:
         self.request = request
         self.num_tokens = len(request.input_ids)
         self.num_rows = request.options.rows_per_document
+        # What documents must share to step together: how many rows, and what rows are.
+        self.kind = (self.num_rows, request.options.prompt_lookup_num_tokens is not None)
         self.started = time.monotonic()
         self.deadline = None if deadline_s is None else self.started + deadline_s
         self.is_cancelled = False

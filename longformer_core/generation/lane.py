@@ -37,10 +37,12 @@ class Model(Protocol):
         self, states: Tensor, layout: Layout, *, num_rows: Sequence[int], form: Form
     ) -> Source: ...
 
-    def new_cache(self, num_documents: int, rows_per_document: int) -> DecoderCache: ...
+    def new_cache(
+        self, num_documents: int, rows_per_document: int, *, is_run: bool
+    ) -> DecoderCache: ...
 
     def decode_step(
-        self, token_ids: Tensor, lengths: Tensor, cache: DecoderCache, source: Source
+        self, token_ids: Tensor, positions: Tensor, cache: DecoderCache, source: Source
     ) -> Tensor: ...
 
 
@@ -53,7 +55,7 @@ class _Group:
 
 
 class Lane:
-    """Documents with equally many rows that step together. They come and go while others go on.
+    """Documents of one kind that step together; they come and go while others go on.
 
     The weights are read once per step for all of them.
     """
@@ -62,7 +64,8 @@ class Lane:
         """Encode documents and begin their searches."""
         self._model = model
         self.handles = list(handles)
-        self.num_rows_each = handles[0].num_rows
+        self.kind = handles[0].kind
+        self.num_rows_each, is_run = self.kind
         requests = [handle.request for handle in handles]
         texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
         layout = _layout(handles, model.device)
@@ -72,7 +75,7 @@ class Lane:
             for handle, r in zip(handles, requests, strict=True)
         ]
         self._source = model.source(states, layout, num_rows=reads, form=form)
-        self._cache = model.new_cache(len(handles), self.num_rows_each)
+        self._cache = model.new_cache(len(handles), self.num_rows_each, is_run=is_run)
         self._groups: list[_Group] = []
         for options in dict.fromkeys(request.options for request in requests):
             places = [i for i, r in enumerate(requests) if r.options == options]
@@ -127,14 +130,14 @@ class Lane:
     def _logits(self) -> Tensor:
         """Return the logits [R, V] after every row's newest token."""
         inputs = [group.search.inputs() for group in self._groups]
-        tokens, lengths = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+        tokens, positions = (torch.cat(parts) for parts in zip(*inputs, strict=True))
         if len(self._groups) > 1:
             order = torch.tensor([place for group in self._groups for place in group.places])
             back = order.argsort()
-            lengths = lengths.view(-1, self.num_rows_each)[back].flatten()
+            positions = positions.view(-1, self.num_rows_each)[back].flatten()
             back = back.to(tokens.device)
             tokens = tokens.view(-1, self.num_rows_each)[back].flatten()
-        return self._model.decode_step(tokens, lengths, self._cache, self._source)
+        return self._model.decode_step(tokens, positions, self._cache, self._source)
 
     def _of(self, group: _Group, rows: Tensor) -> Tensor:
         """Return a group's part of [N, ...]."""

@@ -446,28 +446,19 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         return self.led.decoder.source(states, layout, num_rows=num_rows, form=form)
 
     def new_cache(
-        self, num_documents: int, rows_per_document: int = 1, max_length: int | None = None
+        self, num_documents: int, rows_per_document: int = 1, *, is_run: bool = False
     ) -> DecoderCache:
-        """Return an empty cache for rows of at most `max_length` tokens, the start token included.
+        """Return an empty cache; memory grows with the tokens written.
 
-        None is as many as the decoder has positions: memory grows with the tokens written.
-        Raises: TooLongError when the decoder has fewer positions.
+        is_run: a document's rows are consecutive tokens of one text, not beams.
         """
-        limit = self.config.max_decoder_position_embeddings
-        if max_length is None:
-            max_length = limit
-        if max_length > limit:
-            raise TooLongError(
-                f"outputs of {max_length} tokens are asked for but the decoder has {limit} "
-                "positions; ask for shorter outputs"
-            )
         heads = self.config.decoder_attention_heads
         cache = DecoderCache(
             self.config.decoder_layers,
             rows_per_document,
             heads,
             self.config.d_model // heads,
-            max_length,
+            is_run=is_run,
             dtype=self.dtype,
             device=self.device,
         )
@@ -477,22 +468,29 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
     def decode_step(
         self,
         token_ids: Tensor,
-        lengths: Tensor,
+        positions: Tensor,
         cache: DecoderCache,
         source: Source,
     ) -> Tensor:
         """Add one token to each row and return the logits [R, V] of its next one, in float32.
 
-        Shapes: token_ids, lengths [R]; row i is of document i // cache.rows_per_document.
-            `lengths` are the tokens already in the cache and so the new token's position;
-            documents may differ. They are read on the host: kept on the CPU, nothing waits for the
-            device.
-        Raises: ShapeError when rows, cache and source do not fit together.
+        Shapes: token_ids, positions [R]; row i is of document i // cache.rows_per_document. The
+            positions, any, are read on the host: kept on the CPU, nothing waits for the device.
+        Raises: ShapeError when rows, cache and source do not fit together; TooLongError for a
+            position that the decoder does not have.
         """
-        cache.begin_step(lengths)
+        if len(token_ids) != cache.num_rows:
+            raise ShapeError(f"{len(token_ids)} rows step but the cache holds {cache.num_rows}")
+        limit = self.config.max_decoder_position_embeddings
+        if len(positions) and int(positions.max()) >= limit:
+            raise TooLongError(
+                f"a row is at position {int(positions.max())} but the decoder has {limit}, counted "
+                "from 0; ask for shorter outputs"
+            )
+        cache.begin_step()
         decoder = self.led.decoder
         words = decoder.embed_tokens(token_ids)
-        positions = lengths.to(token_ids.device)
+        positions = positions.to(token_ids.device)
         states = decoder(words, positions, cache, source, cache.rows_per_document)
         return self._logits(states).float()
 

@@ -168,7 +168,7 @@ def logits(model: LEDForConditionalGeneration, marks: list[int], target: Tensor)
     """Return the logits [B, steps, V] of forced target ids [B, steps]."""
     layout = Layout.from_lengths([LENGTH] * len(IDS), [marks] * len(IDS))
     source = model.source(model.encode(IDS.flatten(), layout), layout)
-    cache = model.new_cache(len(IDS), 1, target.shape[1])
+    cache = model.new_cache(len(IDS))
     steps = [
         model.decode_step(target[:, step], torch.full((len(IDS),), step), cache, source)
         for step in range(target.shape[1])

@@ -152,7 +152,7 @@ def test_writing(num_beams: int) -> None:
         layout = Layout.from_lengths(lengths, [[0], [0]])
         states = model.encode(ids, layout)
         source = model.source(states, layout, num_rows=num_beams * steps)
-        cache = model.new_cache(len(lengths), num_beams, steps)
+        cache = model.new_cache(len(lengths), num_beams)
         for step in range(steps):
             tokens = torch.full((rows,), 7)
             model.decode_step(tokens, torch.full((rows,), step), cache, source)

@@ -2,11 +2,9 @@
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
-from longformer_core.errors import ShapeError
 from longformer_core.generation.cache import DecoderCache
 
 HEADS, DIM = 2, 4
@@ -30,18 +28,14 @@ class PlainRows:
     def reorder(self, index: list[int]) -> None:
         self.rows = [list(self.rows[row]) for row in index]
 
-    @property
-    def lengths(self) -> Tensor:
-        return torch.tensor([len(history) for history in self.rows], dtype=torch.int64)
 
-
-def make(num_documents: int, rows_per_document: int, max_length: int = 64) -> DecoderCache:
+def make(num_documents: int, rows_per_document: int, *, is_run: bool = False) -> DecoderCache:
     cache = DecoderCache(
         1,
         rows_per_document,
         HEADS,
         DIM,
-        max_length,
+        is_run=is_run,
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
@@ -52,7 +46,7 @@ def make(num_documents: int, rows_per_document: int, max_length: int = 64) -> De
 def step(cache: DecoderCache, plain: PlainRows, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, len(plain.rows), HEADS, DIM, generator=generator)
-    cache.begin_step(plain.lengths)
+    cache.begin_step()
     torch.testing.assert_close(cache.attend(0, q, k, v), plain.attend(q, k, v))
 
 
@@ -81,20 +75,29 @@ def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
     assert len(plain.rows) == 6
 
 
-def test_rows_that_go_back_do_not_see_what_they_wrote_after() -> None:
-    cache, plain = make(2, 2), PlainRows(4)
-    for number in range(3):
-        step(cache, plain, number)
-    plain.rows[2:] = [history[:1] for history in plain.rows[2:]]
-    for number in range(3, 24):
-        step(cache, plain, number)
+def test_rows_of_one_text_see_those_before_them_and_only_what_is_kept() -> None:
+    """Each step adds three tokens to a text, of which the first one, two or three stay."""
+    cache = make(2, 3, is_run=True)
+    texts = [PlainRows(1), PlainRows(1)]
+    generator = torch.Generator().manual_seed(0)
+    for kept in ([3, 1], [1, 1], [2, 3], [1, 2], [3, 3]):
+        q, k, v = torch.randn(3, 6, HEADS, DIM, generator=generator)
+        cache.begin_step()
+        out = cache.attend(0, q, k, v)
+        for document, text in enumerate(texts):
+            rows = range(3 * document, 3 * document + 3)
+            expected = [text.attend(q[[row]], k[[row]], v[[row]]) for row in rows]
+            torch.testing.assert_close(out[list(rows)], torch.cat(expected))
+            del text.rows[0][len(text.rows[0]) - 3 + kept[document] :]
+        last = [3 * document + count - 1 for document, count in enumerate(kept)]
+        cache.reorder(torch.tensor(last).repeat_interleave(3))
 
 
 def test_what_a_document_leaves_behind_does_not_reach_the_next_one() -> None:
     cache, plain = make(2, 1), PlainRows(2)
     step(cache, plain, 0)
     q = torch.full((2, HEADS, DIM), torch.nan)
-    cache.begin_step(plain.lengths)
+    cache.begin_step()
     cache.attend(0, q, q, q)
     cache.select([])
     cache.add(2)
@@ -110,7 +113,7 @@ def test_what_a_document_leaves_behind_does_not_reach_the_next_one() -> None:
 
 
 def test_memory_grows_with_the_tokens_written() -> None:
-    cache, plain = make(2, 1, max_length=1000), PlainRows(2)
+    cache, plain = make(2, 1), PlainRows(2)
     assert cache.num_bytes == 0
     step(cache, plain, 0)
 
@@ -127,13 +130,3 @@ def test_beams_and_documents_that_stay_never_move_keys_or_values() -> None:
 
     assert cache._keys[0] is keys
     assert torch.equal(cache._keys[0][1], second)
-
-
-def test_what_does_not_fit_is_named() -> None:
-    cache, plain = make(2, 2, max_length=2), PlainRows(4)
-    step(cache, plain, 0)
-    with pytest.raises(ShapeError, match="3 rows step but the cache holds 4"):
-        cache.begin_step(plain.lengths[:3])
-    step(cache, plain, 1)
-    with pytest.raises(ShapeError, match="holds 2 tokens already and the cache was made for 2"):
-        cache.begin_step(plain.lengths)

@@ -59,7 +59,7 @@ def forced_logits(
     """Feed `forced` [B, rows, steps] step by step and return the logits [B, rows, steps, V]."""
     num_documents, num_rows, num_steps = forced.shape
     source = model.source(states, layout)
-    cache = model.new_cache(num_documents, num_rows, num_steps)
+    cache = model.new_cache(num_documents, num_rows)
     steps = [
         model.decode_step(
             forced[:, :, step].flatten(),
@@ -194,18 +194,22 @@ def test_documents_at_different_steps_give_what_they_give_alone() -> None:
     states = model.encode(torch.cat(documents((30, 20))), layout)
     forced = torch.randint(4, VOCAB, (2, 1, 8))
     expected = forced_logits(model, states, layout, forced)
-    source, cache = model.source(states, layout), model.new_cache(2, 1, 8)
-    lengths = torch.tensor([0, 0])
-    model.decode_step(forced[:, 0, 0], lengths, cache, source)
-    model.decode_step(forced[:, 0, 1], lengths + 1, cache, source)
-    # The second document starts over while the first goes on.
+    first, second = (
+        model.source(part, Layout.from_lengths([len(part)])) for part in states.split([30, 20])
+    )
+    cache = model.new_cache(1)
+    model.decode_step(forced[:1, 0, 0], torch.tensor([0]), cache, first)
+    model.decode_step(forced[:1, 0, 1], torch.tensor([1]), cache, first)
+    # The second document begins while the first goes on.
+    first.extend(second)
+    cache.add(1)
     for step in range(2, 8):
-        lengths = torch.tensor([step, step - 2])
-        tokens = forced[[0, 1], 0, lengths]
+        positions = torch.tensor([step, step - 2])
+        tokens = forced[[0, 1], 0, positions]
 
-        logits = model.decode_step(tokens, lengths, cache, source)
+        logits = model.decode_step(tokens, positions, cache, first)
 
-        torch.testing.assert_close(logits, expected[[0, 1], 0, lengths], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, expected[[0, 1], 0, positions], rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_every_encoder_weight_that_was_used() -> None:
@@ -269,7 +273,11 @@ def test_what_does_not_fit_is_named() -> None:
         model.encode(ids, Layout.from_lengths([30]))
     with pytest.raises(ShapeError, match=r"reach from 0 to 60 .* ids 0 to 59"):
         model.encode(torch.tensor([0, 60]), Layout.from_lengths([2]))
-    with pytest.raises(TooLongError, match=r"21 tokens .* 20 positions"):
-        model.new_cache(1, 1, 21)
+    layout = Layout.from_lengths([3])
+    source = model.source(model.encode(ids[:3], layout), layout)
+    with pytest.raises(TooLongError, match=r"position 20 but the decoder has 20"):
+        model.decode_step(ids[:1], torch.tensor([20]), model.new_cache(1), source)
+    with pytest.raises(ShapeError, match="2 rows step but the cache holds 1"):
+        model.decode_step(ids[:2], torch.tensor([0, 0]), model.new_cache(1), source)
     with pytest.raises(ConfigError, match=r"no activation function 'gelo' .*'gelu'"):
         make(activation_function="gelo")
