@@ -1,8 +1,8 @@
 """The generation engine against transformers' `generate`, at LED's published sizes, untrained.
 
     python -m tests.bench.generation [1k-greedy 1k-beams 4k-greedy ... mixed] [--rounds 3]
-        [--threads 2] [--new-tokens 16] [--model base|large|tiny] [--device cpu|cuda]
-        [--dtype float32 bfloat16]
+        [--threads 2] [--new-tokens 16] [--mixed 32] [--model base|large|tiny]
+        [--device cpu|cuda] [--dtype float32 bfloat16]
 
 One document of 1k, 4k and 16k tokens, greedy and with 4 beams; `mixed` is 32 documents of 200 to
 8,000 tokens, each with its own number of new tokens from 10 to 128; `16k-beams-16` (on the CPU only
@@ -88,11 +88,11 @@ class Times:
         return self.whole - self.first
 
 
-def make_work(case: str, num_new: int) -> Work:
+def make_work(case: str, num_new: int, num_mixed: int) -> Work:
     draw = random.Random(0)
     num_beams = 1 if case.endswith("greedy") else BEAMS
     if case == "mixed":
-        lengths = [200, 8000, *(draw.randint(200, 8000) for _ in range(30))]
+        lengths = [200, 8000, *(draw.randint(200, 8000) for _ in range(num_mixed - 2))]
         new_tokens = [draw.randint(10, 128) for _ in lengths]
     elif case == "16k-beams-16":
         lengths, new_tokens = [16384] * 16, [256] * 16
@@ -212,7 +212,7 @@ def bench(
     bytes_per_s: float | None,
 ) -> None:
     """Run one case; `models` are transformers', the first in the dtype of ours."""
-    work, dtype = make_work(case, given.new_tokens), next(iter(models))
+    work, dtype = make_work(case, given.new_tokens, given.mixed), next(iter(models))
     agreement = check(case, ours, models[dtype], work, must_agree=dtype == "float32")
     theirs = {name: Theirs(model, best_batch_size(model, work)) for name, model in models.items()}
     times = measure(ours, theirs, work, given.rounds)
@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--mixed", type=int, default=32, help="documents of the case `mixed`")
     parser.add_argument("--model", choices=list(GEOMETRIES))
     parser.add_argument("--device", choices=list(CASES_OF), default="cpu")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
