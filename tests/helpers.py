@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     # At the usual 0.02 an untrained model hardly looks at its source.
     "init_std": 0.3,
 }
-# The published sizes of allenai/longformer-base-4096 and allenai/led-base-16384.
+# The published sizes of allenai/longformer-base-4096, led-base-16384 and led-large-16384.
 LONGFORMER_BASE: dict[str, Any] = {
     "vocab_size": 50265,
     "max_position_embeddings": 4098,
@@ -51,6 +51,16 @@ LED_BASE: dict[str, Any] = {
     "encoder_ffn_dim": 3072,
     "decoder_ffn_dim": 3072,
     "attention_window": [1024] * 6,
+}
+LED_LARGE: dict[str, Any] = {
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "decoder_layers": 12,
+    "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "decoder_ffn_dim": 4096,
+    "attention_window": [1024] * 12,
 }
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 

@@ -48,6 +48,29 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return peak - before
 
 
+def cuda_peak_bytes(call: Callable[[], Any]) -> int:
+    """Return by how much the memory of the current CUDA device grew at most during a call."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def cuda_bytes_per_s() -> float:
+    """Return the bandwidth of a large copy on the current CUDA device, reads and writes counted."""
+    given = torch.randn(2**28, device="cuda")
+    taken = torch.empty_like(given)
+
+    def copy() -> None:
+        for _ in range(10):
+            taken.copy_(given)
+        torch.cuda.synchronize()
+
+    return 10 * 2 * given.nbytes / alternate({"copy": copy}, 5)["copy"]
+
+
 def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

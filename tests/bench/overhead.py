@@ -21,8 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +31,14 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from jobs.summarize import fingerprint_of
 from longformer_core.generation.config import GenerationConfig
-from pipelines.batch import BatchOptions, run_batch, versions
+from pipelines.batch import versions
 from pipelines.cluster import connect
-from pipelines.corpus import list_corpus
-from pipelines.stages import Output
-from pipelines.storage import locate
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
+from tests.bench.timed_job import Timed, job_rows, job_seconds, run_job
 from tests.helpers import make_led_directory, trained_tokenizer_directory
 
 NUM_TOKENS, NEW_TOKENS, VOCABULARY, THREADS = 200, 16, 5000, 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed(Summarize):
-    """Notes when its first document begins."""
-
-    note: str
-
-    def load_worker(self, device: str, num_threads: int) -> "TimedWorker":
-        return TimedWorker(self, device, num_threads)
-
-
-class TimedWorker(SummarizeWorker):
-    def __init__(self, task: Timed, device: str, num_threads: int) -> None:
-        super().__init__(task, device, num_threads)
-        self.note = Path(task.note)
-
-    def __call__(
-        self, documents: Sequence[tuple[str, Sequence[int]]], on_progress: Callable[[], None]
-    ) -> Iterator[tuple[int, Output]]:
-        if not self.note.exists():
-            self.note.write_text(str(time.time()))
-        return super().__call__(documents, on_progress)
 
 
 def make_model(folder: Path) -> Path:
@@ -105,24 +77,6 @@ def make_task(model: Path, note: Path) -> Timed:
     return Timed(model=str(model), generation=generation, max_source_tokens=1024, note=str(note))
 
 
-def run_job(task: Timed, corpus: Path, output: Path, num_workers: int) -> None:
-    listed = list_corpus([str(corpus)], text_column="text", id_column="id", kept={})
-    run_batch(
-        task,
-        listed,
-        locate(str(output)),
-        fingerprint=fingerprint_of(task, listed),
-        recorded={},
-        options=BatchOptions(device="cpu", num_workers=num_workers),
-    )
-
-
-def job_seconds(task: Timed, output: Path) -> float:
-    first = float(Path(task.note).read_text())
-    last = max(file.stat().st_mtime for file in (output / "output").glob("*.parquet"))
-    return last - first
-
-
 def loop_blocks(task: Timed, corpus: Path, block_rows: int) -> list[list[tuple[str, Any]]]:
     """The token ids of the corpus in blocks as large as the job's."""
     table = pads.dataset(str(corpus)).to_table().sort_by("id")
@@ -155,9 +109,7 @@ def bench_time(num_rows: int, rounds: int, num_workers: int) -> None:
         task = make_task(model, folder / f"first-{number}")
         output = folder / f"run-{number}"
         run_job(task, corpus, output, num_workers)
-        rows = pads.dataset(str(output / "output")).to_table(columns=["id", "summary"])
-        got = dict(zip(rows["id"].to_pylist(), rows["summary"].to_pylist(), strict=True))
-        assert got == expected, "the job and the loop disagree: no speed is printed"
+        assert job_rows(output) == expected, "the job and the loop disagree: no speed is printed"
         job_s.append(job_seconds(task, output))
         emit("round", rows=num_rows, workers=num_workers, loop_s=loop_s[-1], job_s=job_s[-1])
     ratio = statistics.median(job_s) / statistics.median(loop_s)

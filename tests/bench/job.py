@@ -1,0 +1,177 @@
+"""What the summarization job makes of the engine, and what a plain transformers script would take.
+
+    LONGHAUL_TEST_DATA=<folder> python -m tests.bench.job [--documents 24] [--new-tokens 32]
+        [--rounds 3] [--workers 1] [--dtype float32 bfloat16] [--model base|large|tiny]
+
+Transcripts of `qmsum`, cut to 2,000 tokens of the published vocabulary, through a directory of an
+untrained LED-base, 4 beams, exactly as many new tokens as asked for. In turn: the job, from its
+first token to its last row written; the engine alone, with the token ids in memory; and a loop of
+transformers' `generate` over padded batches of four. All compute with one thread for each core, as
+the job does: it divides them among its workers.
+Outputs are compared first: in float32 the loop's tokens are the engine's, or scores where two
+sequences are equally good, and so are the job's rows but for a twentieth; in bfloat16 the agreement
+is printed instead. Then the ratios of medians: job over engine, and loop over job.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from longformer_core import LEDForConditionalGeneration
+from longformer_core.generation.config import GenerationConfig
+from longformer_core.tokenizer import LEDTokenizerFast
+from pipelines.cluster import num_cores
+from tests.bench.contestants import (
+    GEOMETRIES,
+    Tokens,
+    Work,
+    compare,
+    engine_run,
+    generate_run,
+    generate_scored,
+)
+from tests.bench.measure import emit
+from tests.bench.timed_job import Timed, job_rows, job_seconds, run_job
+from tests.helpers import data_folder, make_led_directory
+
+BEAMS, SOURCE_TOKENS, LOOP_BATCH = 4, 2000, 4
+JOB_OVER_ENGINE, LOOP_OVER_JOB = (
+    "at most 1.15",
+    {"float32": "at least 3.5", "bfloat16": "at least 5"},
+)
+# The job packs other documents together than the engine alone does: the last bit may differ.
+MUST_AGREE = 0.95
+
+
+def make_corpus(folder: Path, data: Path, num_documents: int) -> Path:
+    """Write different transcripts from all over the split, in one file."""
+    files = sorted((data / "qmsum").glob("validation-*.parquet"))
+    texts = pads.dataset([str(file) for file in files]).to_table(columns=["text"])["text"]
+    # Rows that follow one another ask about one transcript.
+    different = list(dict.fromkeys(texts.to_pylist()))
+    chosen = different[:: max(1, len(different) // num_documents)][:num_documents]
+    assert len(chosen) == num_documents, f"the split has {len(chosen)} different documents"
+    folder.mkdir()
+    ids = [f"{row:04d}" for row in range(num_documents)]
+    pq.write_table(pa.table({"id": ids, "text": chosen}), folder / "documents.parquet")
+    return folder
+
+
+def make_task(model: Path, note: Path, num_new: int, dtype: str) -> Timed:
+    options = GenerationConfig.from_pretrained(model).replace(
+        num_beams=BEAMS, max_new_tokens=num_new, min_new_tokens=num_new
+    )
+    return Timed(
+        model=str(model),
+        generation=options,
+        max_source_tokens=SOURCE_TOKENS,
+        dtype=dtype,
+        note=str(note),
+    )
+
+
+def make_work(task: Timed, corpus: Path) -> Work:
+    """Encode the corpus as the job does."""
+    texts = pq.read_table(corpus)["text"].cast(pa.large_string())
+    documents = task.load_encoder()(texts).input_ids.to_pylist()
+    return Work(documents, [task.generation.total_length - 1] * len(documents), task.generation)
+
+
+def share_equal(got: list[str], expected: list[str]) -> float:
+    return sum(a == b for a, b in zip(got, expected, strict=True)) / len(expected)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.Namespace) -> None:
+    task = make_task(model, folder / "unused", given.new_tokens, dtype)
+    work = make_work(task, corpus)
+    tokenizer = LEDTokenizerFast.from_pretrained(model)
+    ours = LEDForConditionalGeneration.from_pretrained(model, dtype=getattr(torch, dtype))
+    theirs = transformers.LEDForConditionalGeneration.from_pretrained(
+        model, dtype=getattr(torch, dtype)
+    ).eval()
+
+    def texts(sequences: list[Tokens]) -> list[str]:
+        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
+
+    is_exact = dtype == "float32"
+    outputs = engine_run(ours, work)
+    agreement = compare(outputs, generate_scored(theirs, work), "loop", must_agree=is_exact)
+    expected = texts([output.sequences[0] for output in outputs])
+    job_s, engine_s, loop_s, equal_rows = [], [], [], 1.0
+    for number in range(given.rounds):
+        name = f"{dtype}-{number}"
+        task = make_task(model, folder / f"first-{name}", given.new_tokens, dtype)
+        run_job(task, corpus, folder / name, given.workers)
+        rows = job_rows(folder / name)
+        equal = share_equal([rows[row] for row in sorted(rows)], expected)
+        assert not is_exact or equal >= MUST_AGREE, (
+            f"{equal:.0%} of the job's rows are the engine's: no speed is printed"
+        )
+        equal_rows = min(equal, equal_rows)
+        job_s.append(job_seconds(task, folder / name))
+        engine_s.append(seconds(lambda: engine_run(ours, work)))
+        loop_s.append(seconds(lambda: generate_run(theirs, work, LOOP_BATCH)))
+    job, engine, loop = map(statistics.median, (job_s, engine_s, loop_s))
+    emit(
+        "job",
+        dtype,
+        model=given.model,
+        documents=len(work.documents),
+        source_tokens=sum(map(len, work.documents)),
+        new_tokens=given.new_tokens,
+        beams=BEAMS,
+        workers=given.workers,
+        rounds=given.rounds,
+        job_s=job,
+        engine_s=engine,
+        loop_s=loop,
+        job_over_engine=job / engine,
+        job_over_engine_goal=JOB_OVER_ENGINE,
+        loop_over_job=loop / job,
+        loop_over_job_goal=LOOP_OVER_JOB[dtype],
+        equal_rows=equal_rows,
+        **agreement,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--dtype", nargs="+", choices=list(LOOP_OVER_JOB), default=["float32"])
+    parser.add_argument("--model", choices=list(GEOMETRIES), default="base")
+    given = parser.parse_args()
+    data = data_folder()
+    if data is None:
+        parser.error("set LONGHAUL_TEST_DATA to the folder of the corpora and the vocabulary")
+    torch.set_num_threads(num_cores())
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as name:
+        folder = Path(name)
+        geometry = GEOMETRIES[given.model]
+        model = make_led_directory(folder / "model", tokenizer=data / "tokenizer", **geometry)
+        corpus = make_corpus(folder / "corpus", data, given.documents)
+        for dtype in given.dtype:
+            bench(folder, model, corpus, dtype, given)
+
+
+if __name__ == "__main__":
+    main()
