@@ -27,14 +27,15 @@ Document = list[int]
 
 @functools.cache
 def models(
-    seed: int,
+    seed: int, vocab_size: int = VOCAB
 ) -> tuple[LEDForConditionalGeneration, transformers.LEDForConditionalGeneration]:
     """One random model in both libraries.
 
     Its decoder is balanced by hand so that texts vary with source and position, and mostly end.
     """
     torch.manual_seed(seed)
-    ours = LEDForConditionalGeneration(LEDConfig(**SIZES)).eval()
+    sizes = SIZES | {"vocab_size": vocab_size}
+    ours = LEDForConditionalGeneration(LEDConfig(**sizes)).eval()
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() == 1:
@@ -46,7 +47,7 @@ def models(
             layer.encoder_attn.out_proj.weight *= 0.8
             layer.fc2.weight *= 0.3
         ours.final_logits_bias[0, 2] = 3.0
-    theirs = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**SIZES)).eval()
+    theirs = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**sizes)).eval()
     theirs.load_state_dict(ours.state_dict(), strict=False)
     theirs.tie_weights()
     theirs.generation_config = transformers.GenerationConfig(
@@ -69,12 +70,18 @@ def decode(
     batch_tokens: int = 10_000,
     max_rows: int = 256,
     seeds: list[int] | None = None,
+    positions: list[list[int]] | None = None,
 ) -> list[Generation]:
     """Decode with the engine; the outcomes in the order of the texts."""
     engine = Engine(model, batch_tokens=batch_tokens, max_rows=max_rows)
     chosen = GenerationConfig(**options)
     requests = [
-        Request(text, chosen, seed=None if seeds is None else seeds[i])
+        Request(
+            text,
+            chosen,
+            None if positions is None else positions[i],
+            seed=None if seeds is None else seeds[i],
+        )
         for i, text in enumerate(texts)
     ]
     outcomes = dict(engine.run(requests))
@@ -83,20 +90,29 @@ def decode(
 
 
 def published(
-    model: transformers.LEDForConditionalGeneration, texts: list[Document], options: dict[str, Any]
+    model: transformers.LEDForConditionalGeneration,
+    texts: list[Document],
+    options: dict[str, Any],
+    *,
+    positions: list[list[int]] | None = None,
+    **arguments: Any,
 ) -> tuple[list[list[Document]], list[list[float]]]:
-    """Decode with the published library: right-padded, first token global, padding cut again."""
+    """Decode with the published library: right-padded, padding cut again.
+
+    Without `positions` the first token is global. `arguments` are those of its `generate` alone.
+    """
     ids = torch.full((len(texts), max(map(len, texts))), 1)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, : len(text)] = 1
     is_global = torch.zeros_like(ids)
-    is_global[:, 0] = 1
+    for row in range(len(texts)):
+        is_global[row, [0] if positions is None else positions[row]] = 1
     with torch.no_grad():
         out = model.generate(
             ids, attention_mask=mask, global_attention_mask=is_global, **options,
-            return_dict_in_generate=True, output_scores=True,
+            return_dict_in_generate=True, output_scores=True, **arguments,
         )  # fmt: skip
     ends = GenerationConfig(**options).eos_token_ids
     rows = [_cut(row, ends) for row in out.sequences.tolist()]
@@ -106,6 +122,26 @@ def published(
         [rows[i : i + num] for i in range(0, len(rows), num)],
         [] if scores is None else scores.view(-1, num).tolist(),
     )
+
+
+def published_scores(
+    model: transformers.LEDForConditionalGeneration,
+    options: dict[str, Any],
+    sources: Tensor,
+    tokens: Tensor,
+    scores: Tensor,
+) -> Tensor:
+    """What the published processors make of the scores [rows, V] after `tokens` [rows, length]."""
+    allowed = options.get("prefix_allowed_tokens_fn")
+    options = {name: v for name, v in options.items() if name != "prefix_allowed_tokens_fn"}
+    config, _ = model._prepare_generation_config(None, **options)
+    model._prepare_special_tokens(config, device=torch.device("cpu"))
+    config = model._prepare_generated_length(config, False, True, "input_ids", 1, sources)
+    processors = model._get_logits_processor(
+        config, input_ids_seq_length=1, encoder_input_ids=sources, device="cpu",
+        prefix_allowed_tokens_fn=allowed,
+    )  # fmt: skip
+    return processors(tokens, scores.clone())
 
 
 def _cut(row: Document, ends: tuple[int, ...]) -> Document:

@@ -11,9 +11,18 @@ from torch import Tensor
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.logits import History, ScoreRules
 from longformer_core.generation.sampling import sampling_scores
+from tests.longformer_core.generation.helpers import published_scores
 
 VOCAB = 40
+
+
+def every_third(_batch_id: int, ids: Tensor) -> list[int]:
+    """Allow what depends on the row, and nothing that ends a text at some lengths."""
+    return [token for token in range(VOCAB) if (token + int(ids.sum())) % 3]
+
+
 RULES: dict[str, Any] = {
+    "sequence_bias": [[[3], 1.5], [[4], -2.0], [[7, 8], 1.0], [[9, 8], 0.5], [[4, 5, 8], -0.7]],
     "encoder_repetition_penalty": 1.7,
     "repetition_penalty": 1.3,
     "no_repeat_ngram_size": 2,
@@ -25,6 +34,9 @@ RULES: dict[str, Any] = {
     "forced_eos_token_id": [2, 11],
     "suppress_tokens": [12, 13],
     "begin_suppress_tokens": [2, 14],
+    "exponential_decay_length_penalty": [1, 1.3],
+    "prefix_allowed_tokens_fn": every_third,
+    "renormalize_logits": True,
 }
 LENGTHS = {"max_length": 12, "eos_token_id": [2, 11], "decoder_start_token_id": 2}
 
@@ -39,23 +51,6 @@ def oracle() -> transformers.LEDForConditionalGeneration:
             max_decoder_position_embeddings=16,
         )
     )  # fmt: skip
-
-
-def published(
-    oracle: transformers.LEDForConditionalGeneration,
-    options: dict[str, Any],
-    sources: Tensor,
-    tokens: Tensor,
-    scores: Tensor,
-) -> Tensor:
-    """What the published processors make of the scores [rows, V] after `tokens` [rows, length]."""
-    config, _ = oracle._prepare_generation_config(None, **options)
-    oracle._prepare_special_tokens(config, device=torch.device("cpu"))
-    config = oracle._prepare_generated_length(config, False, True, "input_ids", 1, sources)
-    processors = oracle._get_logits_processor(
-        config, input_ids_seq_length=1, encoder_input_ids=sources, device="cpu"
-    )
-    return processors(tokens, scores.clone())
 
 
 def few_tokens(seed: int, *shape: int) -> Tensor:
@@ -96,7 +91,7 @@ def test_any_rules_together_give_the_published_scores(
     before = scores.clone()
     for length in (1, 2, 3, 6, 11):
         ours = apply(options, tokens, torch.full((3,), length), sources, scores)
-        theirs = published(
+        theirs = published_scores(
             oracle, options, sources, tokens[..., :length].flatten(0, 1), scores.flatten(0, 1)
         )
         assert torch.equal(ours.flatten(0, 1), theirs), (options, length)
@@ -113,7 +108,7 @@ def test_every_rule_changes_scores_here(
         tokens, sources, scores = case(seed, num_documents=3, num_rows=2)
         for length in (1, 2, 6, 11):
             rows = tokens[..., :length].flatten(0, 1)
-            theirs = published(
+            theirs = published_scores(
                 oracle, {**LENGTHS, name: RULES[name]}, sources, rows, scores.flatten(0, 1)
             )
             changed += not torch.equal(theirs, scores.flatten(0, 1))
@@ -159,7 +154,7 @@ def test_the_sampled_distribution_is_the_published_one(
     tokens, sources, scores = case(1, num_documents=8, num_rows=1)
     scores[:, :, 5] = scores[:, :, 6]
     options = {**LENGTHS, "do_sample": True, **options}
-    theirs = published(oracle, options, sources, tokens[:, 0], scores[:, 0]).softmax(-1)
+    theirs = published_scores(oracle, options, sources, tokens[:, 0], scores[:, 0]).softmax(-1)
     ours = sampling_scores(scores, GenerationConfig(**options)).softmax(-1)[:, 0]
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     if options.get("top_k") != 1000:
