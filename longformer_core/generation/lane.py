@@ -14,9 +14,11 @@ from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
 from longformer_core.config import LEDConfig
 from longformer_core.errors import NonFiniteError
+from longformer_core.generation.beam_search import BeamSearch
 from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.handle import Generation, Handle
-from longformer_core.generation.search import BeamSearch, Search, Step, start_search
+from longformer_core.generation.search import Search, Step
+from longformer_core.generation.start import start_search
 from longformer_core.layout import Layout, default_global_positions
 
 

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from longformer_core.errors import ConfigError
+from longformer_core.generation.beam_search import BeamSearch
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.search import (
-    BeamSearch,
-    Search,
-    _ends_in_stop_string,
-    start_search,
-)
+from longformer_core.generation.search import Search, ends_in_stop_string
+from longformer_core.generation.start import start_search
 
 VOCAB, END, START = 6, 2, 3
 CPU = torch.device("cpu")
@@ -205,7 +202,7 @@ def test_a_stop_string_ends_the_row_in_whose_last_token_it_ends() -> None:
 
     def ends(tokens: list[int], *stops: str) -> bool:
         options = GenerationConfig(stop_strings=stops, text_of=text_of)
-        return _ends_in_stop_string(tokens, options)
+        return ends_in_stop_string(tokens, options)
 
     assert ends([0, 1], "ab")
     assert ends([1, 1, 0, 1], "x", "bab")

@@ -8,7 +8,8 @@ import torch
 
 from longformer_core.errors import ConfigError
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.search import LookupSearch, start_search
+from longformer_core.generation.lookup_search import LookupSearch
+from longformer_core.generation.start import start_search
 from tests.longformer_core.generation.helpers import (
     VOCAB,
     Document,

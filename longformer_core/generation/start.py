@@ -1,0 +1,29 @@
+"""Which search a set of options asks for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longformer_core.generation.beam_search import BeamSearch
+from longformer_core.generation.config import GenerationConfig
+from longformer_core.generation.lookup_search import LookupSearch
+from longformer_core.generation.row_search import RowSearch
+from longformer_core.generation.search import Search
+
+
+def start_search(
+    options: GenerationConfig,
+    sources: Sequence[Tensor],
+    seeds: Sequence[int | None],
+    device: torch.device,
+) -> Search:
+    """Begin to decode documents, each row holding the decoder's start token.
+
+    sources: the documents' tokens, one int64 tensor each.
+    seeds: one per document, for sampling; None draws a fresh one.
+    """
+    search: type[Search] = BeamSearch if options.num_beams > 1 else RowSearch
+    if options.prompt_lookup_num_tokens is not None:
+        search = LookupSearch
+    return search(options, sources, seeds, device)
