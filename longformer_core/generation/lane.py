@@ -3,7 +3,7 @@
 Shape letters: N documents, b rows of each, R = N * b rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -155,7 +155,7 @@ class Lane:
                 if self.handles[place].is_streamed and place not in ended:
                     self.handles[place].tell(group.search.agreed(slot))
 
-    def remove(self, places: Sequence[int] | dict[int, Generation]) -> None:
+    def remove(self, places: Collection[int]) -> None:
         """Let documents go. The last ones take their places, so that few are moved."""
         if not places:
             return

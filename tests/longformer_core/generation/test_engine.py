@@ -3,16 +3,13 @@
 import copy
 import functools
 import gc
-import itertools
 import random
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from longformer_core.errors import (
     ConfigError,
@@ -26,7 +23,6 @@ from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.handle import Request
 from longformer_core.layout import Layout
-from longformer_core.models.led import LEDForConditionalGeneration
 from tests.longformer_core.generation.helpers import (
     VOCAB,
     Document,
@@ -34,6 +30,8 @@ from tests.longformer_core.generation.helpers import (
     documents,
     models,
     published,
+    wait_until,
+    watch,
 )
 
 # Models whose texts are of many lengths.
@@ -200,51 +198,6 @@ def test_a_document_is_decoded_the_same_alone_and_in_any_company() -> None:
         for place, i in enumerate(order):
             assert outcomes[place].sequences == alone[i].sequences
             assert outcomes[place].scores == pytest.approx(alone[i].scores, abs=1e-4)
-
-
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < end, f"not true after {timeout_s} s"
-        time.sleep(0.01)
-
-
-class Watched:
-    """A model whose calls are recorded, and which fails as told. Only what the engine calls."""
-
-    def __init__(self, model: LEDForConditionalGeneration) -> None:
-        self._model = model
-        self.encoded: list[list[Document]] = []
-        self.rows: list[int] = []
-        self.poison: dict[int, Exception] = {}
-        self.max_tokens = 10**9
-        self.max_rows = 10**9
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
-        tokens = input_ids.tolist()
-        self.encoded.append(
-            [tokens[a:b] for a, b in itertools.pairwise(layout.cu_seqlens)],
-        )
-        for token, error in self.poison.items():
-            if token in tokens:
-                raise error
-        if len(tokens) > self.max_tokens:
-            raise torch.OutOfMemoryError("no room to encode")
-        return self._model.encode(input_ids, layout)
-
-    def decode_step(self, token_ids: Tensor, *rest: Any) -> Tensor:
-        self.rows.append(len(token_ids))
-        # Late, so that some documents have ended and others have histories to lose.
-        if len(token_ids) > self.max_rows and rest[0].max() > 4:
-            raise MemoryError("no room to decode")
-        return self._model.decode_step(token_ids, *rest)
-
-
-def watch(seed: int) -> Any:
-    return Watched(models(seed)[0])
 
 
 def test_what_is_encoded_and_decoded_together_respects_both_budgets() -> None:
