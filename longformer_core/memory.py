@@ -35,16 +35,25 @@ def decoding_numbers(
 
     Units: `num_rows` rows of `m` tokens each. In training all of them are read at once.
     """
+    source = source_numbers(config, n, num_rows * m, form=form)
+    if not training:
+        return source + num_rows * row_numbers(config, m)
+    own = config.decoder_layers * (14 * config.d_model + 2 * config.decoder_ffn_dim)
+    return source + num_rows * m * (own + config.vocab_size * _LOGIT_COPIES)
+
+
+def source_numbers(config: LEDConfig, n: int, num_reads: int, *, form: Form = "auto") -> int:
+    """Return the numbers held of a source that is read so many times, by rows times steps."""
     d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
     absorbed = form == "absorbed" or (
-        form == "auto" and is_cheaper_absorbed(num_rows * m, n, heads, d)
+        form == "auto" and is_cheaper_absorbed(num_reads, n, heads, d)
     )
-    source = n * d * (2 if absorbed else 1 + 2 * layers)
-    if training:
-        own = num_rows * m * layers * (14 * d + 2 * config.decoder_ffn_dim)
-        return source + own + num_rows * m * config.vocab_size * _LOGIT_COPIES
-    own = num_rows * m * 2 * d * layers
-    return source + own + num_rows * config.vocab_size * _LOGIT_COPIES
+    return n * d * (2 if absorbed else 1 + 2 * layers)
+
+
+def row_numbers(config: LEDConfig, m: int) -> int:
+    """Return the numbers held of one row of up to m tokens that is generated, and its logits."""
+    return m * 2 * config.d_model * config.decoder_layers + config.vocab_size * _LOGIT_COPIES
 
 
 def available_bytes(device: torch.device) -> int:

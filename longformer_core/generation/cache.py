@@ -58,8 +58,9 @@ class DecoderCache:
         """Return the memory that keys, values and mask take."""
         return self._bias.nbytes + sum(t.nbytes for t in (*self._keys, *self._values))
 
-    def add(self, num_documents: int) -> None:
-        """Append documents without tokens."""
+    def add(self, num_documents: int, max_length: int = 0) -> None:
+        """Append documents without tokens, whose rows will hold up to `max_length` of them."""
+        self.max_length = max(self.max_length, max_length)
         first, self.num_documents = self.num_documents, self.num_documents + num_documents
         self._lengths = torch.cat([self._lengths, torch.zeros(num_documents, dtype=torch.int64)])
         self._bias[first : self.num_documents] = -torch.inf

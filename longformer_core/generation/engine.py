@@ -31,7 +31,7 @@ from longformer_core.errors import (
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.handle import Generation, Handle, Request
 from longformer_core.generation.lane import Lane, Model
-from longformer_core.memory import available_bytes, decoding_numbers, encoding_numbers
+from longformer_core.memory import available_bytes, encoding_numbers, row_numbers, source_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -242,21 +242,32 @@ class Engine:
             return self._does_not_fit(handle)
         return None
 
-    def _bytes(self, pack: Sequence[Handle]) -> int:
-        """Return what documents need beside the weights, at most: to be encoded, and then held."""
+    def _bytes(self, pack: Sequence[Handle], decoding: Sequence[Handle] = ()) -> int:
+        """Return what is needed beside the weights to encode a pack, and then hold it, at most.
+
+        decoding: those that are held beside it.
+        """
         config = self._model.config
         num_tokens = sum(handle.num_tokens for handle in pack)
         numbers = encoding_numbers(config.d_model, config.encoder_ffn_dim, num_tokens)
-        return numbers * self._model.dtype.itemsize + sum(map(self._held_bytes, pack))
+        return numbers * self._model.dtype.itemsize + self._held_bytes([*decoding, *pack])
 
-    def _held_bytes(self, handle: Handle) -> int:
-        numbers = decoding_numbers(
-            self._model.config,
-            handle.num_tokens,
-            handle.num_rows,
-            handle.request.options.total_length - 1,
-            form=self._form,
-        )
+    def _held_bytes(self, handles: Sequence[Handle]) -> int:
+        """Return what documents take while they decode, at most.
+
+        Those with equally many rows share a cache, which has room for its longest in all rows.
+        """
+        config = self._model.config
+        longest: dict[int, int] = {}
+        numbers = 0
+        for handle in handles:
+            num_rows, num_steps = handle.num_rows, handle.num_steps
+            longest[num_rows] = max(num_steps, longest.get(num_rows, 0))
+            numbers += source_numbers(
+                config, handle.num_tokens, num_rows * num_steps, form=self._form
+            )
+        for handle in handles:
+            numbers += handle.num_rows * row_numbers(config, longest[handle.num_rows])
         return numbers * self._model.dtype.itemsize
 
     @torch.inference_mode()
@@ -363,11 +374,10 @@ class Engine:
         if pack and pack[0].num_rows != handle.num_rows:
             return False
         new = [*pack, handle]
-        held = sum(map(self._held_bytes, decoding))
         return (
             (not pack or sum(h.num_tokens for h in new) <= self._batch_tokens)
             and sum(h.num_rows for h in (*decoding, *new)) <= self._max_rows
-            and held + self._bytes(new) <= self._memory_bytes
+            and self._bytes(new, decoding) <= self._memory_bytes
         )
 
     def _step_all(self) -> None:

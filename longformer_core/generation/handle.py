@@ -61,6 +61,8 @@ class Handle:
         self.request = request
         self.num_tokens = len(request.input_ids)
         self.num_rows = request.options.rows_per_document
+        # How many tokens a row has written when its last one is read off the logits.
+        self.num_steps = request.options.total_length - 1
         self.deadline_s = deadline_s
         self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self.is_cancelled = False

@@ -37,7 +37,9 @@ class Model(Protocol):
         self, states: Tensor, layout: Layout, *, num_rows: Sequence[int], form: Form
     ) -> Source: ...
 
-    def new_cache(self, num_documents: int, rows_per_document: int) -> DecoderCache: ...
+    def new_cache(
+        self, num_documents: int, rows_per_document: int, max_length: int
+    ) -> DecoderCache: ...
 
     def decode_step(
         self, token_ids: Tensor, lengths: Tensor, cache: DecoderCache, source: Source
@@ -67,12 +69,10 @@ class Lane:
         texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
         layout = _layout(handles, model.device)
         states = model.encode(torch.cat(texts).to(model.device), layout)
-        reads = [
-            handle.num_rows * (r.options.total_length - 1)
-            for handle, r in zip(handles, requests, strict=True)
-        ]
+        reads = [handle.num_rows * handle.num_steps for handle in handles]
         self._source = model.source(states, layout, num_rows=reads, form=form)
-        self._cache = model.new_cache(len(handles), self.num_rows_each)
+        longest = max(handle.num_steps for handle in handles)
+        self._cache = model.new_cache(len(handles), self.num_rows_each, longest)
         self._groups: list[_Group] = []
         for options in dict.fromkeys(request.options for request in requests):
             places = [i for i, r in enumerate(requests) if r.options == options]
@@ -93,7 +93,7 @@ class Lane:
         """Take over the documents of a lane that has not stepped yet."""
         first = len(self.handles)
         self._source.extend(other._source)
-        self._cache.add(len(other.handles))
+        self._cache.add(len(other.handles), other._cache.max_length)
         self.handles += other.handles
         for group in other._groups:
             places = [first + place for place in group.places]
