@@ -120,8 +120,12 @@ class DecoderCache:
         beams = (parents % b).view(n, b, 1, 1).expand(-1, -1, *self._bias.shape[2:])
         self._bias[:n] = self._bias[:n].gather(1, beams)
 
-    def select(self, documents: Sequence[int]) -> None:
-        """Keep these documents, in this order; only those that change places are moved."""
+    def select(self, documents: Sequence[int], max_length: int | None = None) -> None:
+        """Keep these documents, in this order; only those that change places are moved.
+
+        Memory is given back once more than half of it would stay unused. `max_length` is the new
+        limit of a row, None leaves it.
+        """
         moved = [(new, old) for new, old in enumerate(documents) if new != old]
         self.num_documents = len(documents)
         self._lengths = self._lengths[list(documents)]
@@ -129,6 +133,12 @@ class DecoderCache:
             new, old = torch.tensor(moved, device=self._bias.device).unbind(1)
             for tensor in (self._bias, *self._keys, *self._values):
                 tensor[new] = tensor[old]
+        if max_length is not None:
+            self.max_length = max_length
+        room, capacity = self._bias.shape[0], self._bias.shape[2]
+        fitting = min(capacity, self.max_length)
+        if room * capacity > 2 * self.num_documents * fitting:
+            self._resize(self.num_documents, fitting)
 
     def _grow(self) -> None:
         """Make room for the documents and steps in use, and some more."""
@@ -138,16 +148,20 @@ class DecoderCache:
                 capacity = min(self.max_length, max(2 * capacity, _FIRST_CAPACITY, self._used))
             # Documents that come one by one: doubled, so that not each of them copies all others.
             room = max(self.num_documents, min(2 * room, self.num_documents + 8))
-            b = self.rows_per_document
-            self._bias = _grown(self._bias, (room, b, capacity, b), -torch.inf)
-            for store in (self._keys, self._values):
-                for layer, tensor in enumerate(store):
-                    _, heads, _, head_dim = tensor.shape
-                    store[layer] = _grown(tensor, (room, heads, capacity * b, head_dim), 0.0)
+            self._resize(room, capacity)
+
+    def _resize(self, room: int, capacity: int) -> None:
+        b = self.rows_per_document
+        self._bias = _resized(self._bias, (room, b, capacity, b), -torch.inf)
+        for store in (self._keys, self._values):
+            for layer, tensor in enumerate(store):
+                _, heads, _, head_dim = tensor.shape
+                store[layer] = _resized(tensor, (room, heads, capacity * b, head_dim), 0.0)
 
 
-def _grown(old: Tensor, shape: tuple[int, ...], fill: float) -> Tensor:
-    """Return a tensor of this shape that begins with the old one in every dimension."""
+def _resized(old: Tensor, shape: tuple[int, ...], fill: float) -> Tensor:
+    """Return a tensor of this shape that begins as the old one does in every dimension."""
     new = old.new_full(shape, fill)
-    new[tuple(slice(size) for size in old.shape)] = old
+    both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
+    new[both] = old[both]
     return new

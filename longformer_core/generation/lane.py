@@ -166,7 +166,7 @@ class Lane:
         new_place = {old: new for new, old in enumerate(order)}
         self.handles = [self.handles[place] for place in order]
         self._source.select(order)
-        self._cache.select(order)
+        self._cache.select(order, max((h.num_steps for h in self.handles), default=0))
         for group in self._groups:
             slots = [slot for slot, place in enumerate(group.places) if place in new_place]
             # In the order of the lane, so that a group that is all of it needs no index.

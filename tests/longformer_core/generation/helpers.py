@@ -136,7 +136,7 @@ class Watched:
         self.poison: dict[int, Exception] = {}
         self.max_tokens = 10**9
         self.max_rows = 10**9
-        self.before_step: Callable[[], None] = lambda: None
+        self.before_step: list[Callable[[], None]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -155,7 +155,8 @@ class Watched:
 
     def decode_step(self, token_ids: Tensor, *rest: Any) -> Tensor:
         self.rows.append(len(token_ids))
-        self.before_step()
+        for action in self.before_step:
+            action()
         # Late, so that some documents have ended and others have histories to lose.
         if len(token_ids) > self.max_rows and rest[0].max() > 4:
             raise MemoryError("no room to decode")
