@@ -15,6 +15,8 @@ from longformer_core.config import LEDConfig
 # Logits are held as such, as log-probabilities, and once more while these are made.
 _LOGIT_COPIES = 3
 _NO_LIMIT = 2**63
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def encoding_numbers(d: int, f: int, num_tokens: int) -> int:
@@ -77,8 +79,20 @@ def _system_bytes() -> int:
 
 
 def _group_bytes() -> int:
-    """Return what the control group leaves, and more than any machine has where there is none."""
-    folder = Path("/sys/fs/cgroup")
+    """Return what this process's control group, and those around it, leave (version 2)."""
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return _NO_LIMIT
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    # Inside a container the path may be the host's; then the container's own is the top one.
+    folder = _GROUPS.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+    above = [parent for parent in folder.parents if parent.is_relative_to(_GROUPS)]
+    return min(map(_left_in, [folder, *above]))
+
+
+def _left_in(folder: Path) -> int:
+    """Return what one group leaves, and more than any machine has where it sets no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

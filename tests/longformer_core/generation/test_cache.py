@@ -1,6 +1,8 @@
 """The decoder's cache against a plain list of each row's keys and values."""
 
 import math
+import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -49,11 +51,15 @@ def make(num_documents: int, rows_per_document: int, max_length: int = 64) -> De
     return cache
 
 
-def step(cache: DecoderCache, plain: PlainRows, seed: int) -> None:
+def step(cache: DecoderCache, plain: PlainRows, seed: int, broken_rows: Sequence[int] = ()) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, len(plain.rows), HEADS, DIM, generator=generator)
+    for tensor in (k, v):
+        tensor[list(broken_rows)] = torch.nan
     cache.begin_step(plain.lengths)
-    torch.testing.assert_close(cache.attend(0, q, k, v), plain.attend(q, k, v))
+    if len(plain.rows):
+        out, expected = cache.attend(0, q, k, v), plain.attend(q, k, v)
+        torch.testing.assert_close(out, expected, equal_nan=True)
 
 
 def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
@@ -79,6 +85,38 @@ def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
             plain.rows += [[] for _ in range(3 * joins[number])]
         assert cache.num_rows == len(plain.rows)
     assert len(plain.rows) == 6
+
+
+@pytest.mark.parametrize("rows_per_document", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(2))
+def test_long_random_lives_of_documents(seed: int, rows_per_document: int) -> None:
+    """Any documents leave in any order, some of them full of NaN, and others take their slots."""
+    pick, b = random.Random(seed), rows_per_document
+    cache, plain = make(0, b, max_length=1), PlainRows(0)
+    limits: list[int] = []
+    for number in range(120):
+        for _ in range(pick.choice([0, 0, 1, 3]) if len(limits) < 12 else 0):
+            limits.append(pick.choice([1, 5, 20, 60]))
+            cache.add(1, limits[-1])
+            plain.rows += [[] for _ in range(b)]
+        doomed = [i for i in range(len(limits)) if pick.random() < 0.05]
+        step(cache, plain, number, [b * i + row for i in doomed for row in range(b)])
+        order = [b * i + pick.randrange(b) for i in range(len(limits)) for _ in range(b)]
+        if number % 3 == 0:
+            cache.reorder(torch.tensor(order, dtype=torch.int64))
+            plain.reorder(order)
+        lengths = plain.lengths[::b].tolist()
+        staying = [i for i in range(len(limits)) if i not in doomed and lengths[i] < limits[i]]
+        if number % 40 == 39:
+            staying = staying[:1]
+        if pick.random() < 0.3:
+            pick.shuffle(staying)
+        limits = [limits[i] for i in staying]
+        cache.select(staying, max(limits, default=0))
+        plain.reorder([b * i + row for i in staying for row in range(b)])
+        needed = len(limits) * b * max(limits, default=0) * HEADS * DIM * 4 * 2
+        mask = len(limits) * b * max(limits, default=0) * b * 4
+        assert cache.num_bytes <= 2 * (needed + mask)
 
 
 def test_rows_that_go_back_do_not_see_what_they_wrote_after() -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import os
 import subprocess
 import sys
 import threading
@@ -29,7 +28,6 @@ from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.handle import Generation, Handle, Request, Tokens
 from longformer_core.generation.lane import Lane
-from longformer_core.memory import available_bytes
 from longformer_core.models.led import LEDForConditionalGeneration
 from tests.longformer_core.generation.helpers import (
     Watched,
@@ -246,7 +244,7 @@ ACCIDENTS = st.dictionaries(
 
 
 @settings(
-    max_examples=60,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     database=None,
@@ -789,11 +787,6 @@ class TestMemory:
         assert texts_of([second]) == [alone_text(5)]
         assert first.is_done
         assert len(model.encoded) == 3
-
-    def test_some_memory_is_available_and_not_more_than_there_is(self) -> None:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        before = available_bytes(torch.device("cpu"))
-        assert 0 < before < total
 
 
 def held_bytes(lane: Lane) -> int:

@@ -241,7 +241,8 @@ def test_progress_is_reported_after_each_encode_and_step() -> None:
     requests = [Request(text, options) for text in documents(2, 25, 30, 35)]
     engine = Engine(model, batch_tokens=40)
     list(engine.run(requests, lambda: calls.append((len(model.encoded), len(model.rows)))))
-    assert calls[0] == (1, 0)
+    # At least what was done by then: the engine does not wait for whoever is told.
+    assert all(sum(call) >= number for number, call in enumerate(calls, start=1))
     assert len(calls) == len(model.encoded) + len(model.rows)
     assert calls == sorted(calls)
 
