@@ -204,6 +204,8 @@ class Engine:
 
     def _unfit(self, handle: Handle) -> LongformerError | None:
         request, config = handle.request, self._model.config
+        if self._is_stopping:
+            return CancelledError("the program ends, and no document is begun any more")
         limit = config.max_encoder_position_embeddings
         if handle.num_tokens == 0:
             return ShapeError("the document has no tokens; give at least one")
@@ -357,13 +359,25 @@ class Engine:
         if not self._lanes:
             self._is_trial = bool(self._suspects)
             if self._suspects:
-                return self._suspects.pop()
+                group = self._suspects.pop()
+                # They may have come in several packs, and failed in one lane.
+                pack = self._first_with_room(group)
+                self._suspects += [rest for rest in [group[len(pack) :]] if rest]
+                return pack
         if self._suspects or self._is_trial:
             return []
-        pack: list[Handle] = []
         with self._lock:
-            while self._waiting and self._has_room(pack, self._waiting[0]):
-                pack.append(self._waiting.popleft())
+            pack = self._first_with_room(self._waiting)
+            for _ in pack:
+                self._waiting.popleft()
+        return pack
+
+    def _first_with_room(self, handles: Iterable[Handle]) -> list[Handle]:
+        pack: list[Handle] = []
+        for handle in handles:
+            if not self._has_room(pack, handle):
+                break
+            pack.append(handle)
         return pack
 
     def _has_room(self, pack: list[Handle], handle: Handle) -> bool:

@@ -285,6 +285,7 @@ def test_whatever_happens_to_others_a_documents_text_is_its_own(
     story.play()
 
     num_unexplained = sum(item.check() for item in items)
+    assert all(len(pack) == 1 or sum(map(len, pack)) <= batch_tokens for pack in model.encoded)
     # What fails while a document decodes alone is that document's error.
     assert num_unexplained <= story.num_accidents
     wait_until(no_engine_thread)
@@ -699,6 +700,25 @@ print("leaving", handle.is_done)
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "leaving False\n", "")
 
+    def test_a_program_that_ends_leaves_nobody_waiting(self) -> None:
+        model = watch(3)
+        is_there, go_on = hold_at(model, 3)
+        engine = Engine(model, max_rows=2)
+        handles = [engine.add(text, LONG) for text in TEXTS[:4]]
+        assert is_there.wait(30)
+        stop = threading.Thread(target=engine._stop)
+        stop.start()
+        wait_until(lambda: engine._is_stopping)
+        go_on.set()
+        stop.join(30)
+        handles.append(engine.add(TEXTS[0], GREEDY))
+        for handle in handles:
+            error = handle.result(30).error
+            assert isinstance(error, CancelledError)
+            assert "the program end" in str(error)
+        assert len(model.rows) == 3
+        assert no_engine_thread()
+
 
 class Broken(BaseException):
     """What nothing guards against."""
@@ -773,6 +793,15 @@ class TestMemory:
         assert texts[0] == texts_of([Engine(models(3)[0]).add(TEXTS[0], LONG)])[0]
         model = watch(3)
         assert texts[1:] == [texts_of([Engine(model).add(text, GREEDY)])[0] for text in others]
+
+    def test_those_that_are_tried_again_keep_to_the_budget(self) -> None:
+        """They came in packs of one, and their lane of four fails."""
+        model = watch(3)
+        at_step(model, 8, raiser(RuntimeError("odd")))
+        texts = documents(5, *[40] * 4)
+        outcomes = dict(Engine(model, batch_tokens=45).run([Request(text, LONG) for text in texts]))
+        assert all(outcome.error is None for outcome in outcomes.values())
+        assert [len(pack) for pack in model.encoded] == [1] * 8
 
     def test_one_that_lacks_memory_beside_others_is_tried_alone(self) -> None:
         model = watch(3)
