@@ -15,6 +15,8 @@ from longformer_core.config import LEDConfig
 # Logits are held as such, as log-probabilities, and once more while these are made.
 _LOGIT_COPIES = 3
 _NO_LIMIT = 2**63
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def encoding_numbers(d: int, f: int, num_tokens: int) -> int:
@@ -35,16 +37,25 @@ def decoding_numbers(
 
     Units: `num_rows` rows of `m` tokens each. In training all of them are read at once.
     """
+    source = source_numbers(config, n, num_rows * m, form=form)
+    if not training:
+        return source + num_rows * row_numbers(config, m)
+    own = config.decoder_layers * (14 * config.d_model + 2 * config.decoder_ffn_dim)
+    return source + num_rows * m * (own + config.vocab_size * _LOGIT_COPIES)
+
+
+def source_numbers(config: LEDConfig, n: int, num_reads: int, *, form: Form = "auto") -> int:
+    """Return the numbers held of a source that is read so many times, by rows times steps."""
     d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
     absorbed = form == "absorbed" or (
-        form == "auto" and is_cheaper_absorbed(num_rows * m, n, heads, d)
+        form == "auto" and is_cheaper_absorbed(num_reads, n, heads, d)
     )
-    source = n * d * (2 if absorbed else 1 + 2 * layers)
-    if training:
-        own = num_rows * m * layers * (14 * d + 2 * config.decoder_ffn_dim)
-        return source + own + num_rows * m * config.vocab_size * _LOGIT_COPIES
-    own = num_rows * m * 2 * d * layers
-    return source + own + num_rows * config.vocab_size * _LOGIT_COPIES
+    return n * d * (2 if absorbed else 1 + 2 * layers)
+
+
+def row_numbers(config: LEDConfig, m: int) -> int:
+    """Return the numbers held of one row of up to m tokens that is generated, and its logits."""
+    return m * 2 * config.d_model * config.decoder_layers + config.vocab_size * _LOGIT_COPIES
 
 
 def available_bytes(device: torch.device) -> int:
@@ -68,8 +79,20 @@ def _system_bytes() -> int:
 
 
 def _group_bytes() -> int:
-    """Return what the control group leaves, and more than any machine has where there is none."""
-    folder = Path("/sys/fs/cgroup")
+    """Return what this process's control group, and those around it, leave (version 2)."""
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return _NO_LIMIT
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    # Inside a container the path may be the host's; then the container's own is the top one.
+    folder = _GROUPS.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+    above = [parent for parent in folder.parents if parent.is_relative_to(_GROUPS)]
+    return min(map(_left_in, [folder, *above]))
+
+
+def _left_in(folder: Path) -> int:
+    """Return what one group leaves, and more than any machine has where it sets no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from longformer_core.errors import ShapeError
+
 _FIRST_CAPACITY = 16
 
 
@@ -20,6 +22,7 @@ class DecoderCache:
     mask rows only. Documents come and go while others stay where they are.
     The rows of a document are beams, or with `is_run` one token after another of a single text:
     then each row sees those before it, and going on from one row leaves the later ones out.
+    Memory grows with the steps, at most to those of the document that may take most.
     """
 
     def __init__(
@@ -35,10 +38,10 @@ class DecoderCache:
     ) -> None:
         """Make a cache without documents; memory is taken at the first step."""
         self.rows_per_document = rows_per_document
-        self.num_documents = 0
         self._is_run = is_run
-        # Steps of each document.
-        self._lengths = torch.zeros(0, dtype=torch.int64)
+        # Of each document the steps taken, and how many it may take.
+        self._steps = torch.zeros(0, dtype=torch.int64)
+        self._max_steps: list[int] = []
         # keys, values [N, H, capacity * b, D], a step's tokens side by side; what a row sees, as an
         # additive mask [N, b, capacity, b]. The first `num_documents` of N are in use.
         empty = torch.zeros(0, num_heads, 0, head_dim, dtype=dtype, device=device)
@@ -57,22 +60,37 @@ class DecoderCache:
         """Return the memory that keys, values and mask take."""
         return self._bias.nbytes + sum(t.nbytes for t in (*self._keys, *self._values))
 
-    def add(self, num_documents: int) -> None:
-        """Append documents without tokens."""
-        first, self.num_documents = self.num_documents, self.num_documents + num_documents
-        self._lengths = torch.cat([self._lengths, torch.zeros(num_documents, dtype=torch.int64)])
+    @property
+    def num_documents(self) -> int:
+        """Return how many documents step together."""
+        return len(self._max_steps)
+
+    def add(self, max_steps: Sequence[int]) -> None:
+        """Append documents without tokens, each of which takes at most so many steps."""
+        first = self.num_documents
+        self._max_steps += max_steps
+        self._steps = torch.cat([self._steps, torch.zeros(len(max_steps), dtype=torch.int64)])
         self._bias[first : self.num_documents] = -torch.inf
         # A masked slot still adds zero times its value, and what was here before may be NaN.
         for tensor in (*self._keys, *self._values):
             tensor[first : self.num_documents] = 0.0
 
     def begin_step(self) -> None:
-        """Make room for one token per row, and let each row see its own."""
-        self._used = int(self._lengths.max()) + 1 if self.num_documents else 0
+        """Make room for one token per row, and let each row see its own.
+
+        Raises: ShapeError when a document has taken all its steps.
+        """
+        full = (self._steps >= torch.tensor(self._max_steps, dtype=torch.int64)).nonzero()
+        if len(full):
+            raise ShapeError(
+                f"document {int(full[0])} has taken the {self._max_steps[int(full[0])]} steps that "
+                "the cache was made for; ask new_cache for more"
+            )
+        self._used = int(self._steps.max()) + 1 if self.num_documents else 0
         self._grow()
         n, b, device = self.num_documents, self.rows_per_document, self._bias.device
-        steps = self._lengths.to(device).repeat_interleave(b)
-        self._lengths = self._lengths + 1
+        steps = self._steps.to(device).repeat_interleave(b)
+        self._steps = self._steps + 1
         rows = torch.arange(b, device=device)
         self._documents = torch.arange(n, device=device).repeat_interleave(b)
         self._slots = steps * b + rows.repeat(n)
@@ -106,33 +124,44 @@ class DecoderCache:
         self._bias[:n] = self._bias[:n].gather(1, beams)
 
     def select(self, documents: Sequence[int]) -> None:
-        """Keep these documents, in this order; only those that change places are moved."""
+        """Keep these documents, in this order; only those that change places are moved.
+
+        Memory is given back once more than half of it would stay unused.
+        """
         moved = [(new, old) for new, old in enumerate(documents) if new != old]
-        self.num_documents = len(documents)
-        self._lengths = self._lengths[list(documents)]
+        self._steps = self._steps[list(documents)]
+        self._max_steps = [self._max_steps[document] for document in documents]
         if moved:
             new, old = torch.tensor(moved, device=self._bias.device).unbind(1)
             for tensor in (self._bias, *self._keys, *self._values):
                 tensor[new] = tensor[old]
+        room, capacity = self._bias.shape[0], self._bias.shape[2]
+        fitting = min(capacity, max(self._max_steps, default=0))
+        if room * capacity > 2 * self.num_documents * fitting:
+            self._resize(self.num_documents, fitting)
 
     def _grow(self) -> None:
         """Make room for the documents and steps in use, and some more."""
         room, capacity = self._bias.shape[0], self._bias.shape[2]
         if self.num_documents > room or self._used > capacity:
             if self._used > capacity:
-                capacity = max(2 * capacity, _FIRST_CAPACITY)
+                capacity = min(max(self._max_steps), max(2 * capacity, _FIRST_CAPACITY))
             # Documents that come one by one: doubled, so that not each of them copies all others.
             room = max(self.num_documents, min(2 * room, self.num_documents + 8))
-            b = self.rows_per_document
-            self._bias = _grown(self._bias, (room, b, capacity, b), -torch.inf)
-            for store in (self._keys, self._values):
-                for layer, tensor in enumerate(store):
-                    _, heads, _, head_dim = tensor.shape
-                    store[layer] = _grown(tensor, (room, heads, capacity * b, head_dim), 0.0)
+            self._resize(room, capacity)
+
+    def _resize(self, room: int, capacity: int) -> None:
+        b = self.rows_per_document
+        self._bias = _resized(self._bias, (room, b, capacity, b), -torch.inf)
+        for store in (self._keys, self._values):
+            for layer, tensor in enumerate(store):
+                _, heads, _, head_dim = tensor.shape
+                store[layer] = _resized(tensor, (room, heads, capacity * b, head_dim), 0.0)
 
 
-def _grown(old: Tensor, shape: tuple[int, ...], fill: float) -> Tensor:
-    """Return a tensor of this shape that begins with the old one in every dimension."""
+def _resized(old: Tensor, shape: tuple[int, ...], fill: float) -> Tensor:
+    """Return a tensor of this shape that begins as the old one does in every dimension."""
     new = old.new_full(shape, fill)
-    new[tuple(slice(size) for size in old.shape)] = old
+    both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
+    new[both] = old[both]
     return new

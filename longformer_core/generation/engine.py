@@ -5,15 +5,16 @@ One thread steps while there is anything to decode. Documents wait in the order 
 are encoded a pack at a time, and join those that decode already.
 """
 
+import atexit
+import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -30,7 +31,7 @@ from longformer_core.errors import (
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.handle import Generation, Handle, Request
 from longformer_core.generation.lane import Lane, Model
-from longformer_core.memory import available_bytes, decoding_numbers, encoding_numbers
+from longformer_core.memory import available_bytes, encoding_numbers, row_numbers, source_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +85,16 @@ class Engine:
         self._batch_tokens, self._max_rows, self._memory_bytes = budgets.values()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_stopping = False
+        # All that have no outcome yet, wherever they are: whatever happens, each will get one.
+        self._open: set[Handle] = set()
         self._waiting: deque[Handle] = deque()
         self._lanes: list[Lane] = []
         # Documents that failed together, and are tried again without anybody else.
         self._suspects: list[list[Handle]] = []
         self._is_trial = False
-        # When some document has to go: at its deadline, or at once when it was cancelled.
-        self._sweep_at = math.inf
+        self._has_cancelled = False
+        self._first_deadline = math.inf
         self._watchers: list[Callable[[], None]] = []
 
     def add(
@@ -143,7 +147,8 @@ class Engine:
             for i, request in enumerate(requests)
         ]
         watcher = lambda: inbox.put(None)  # noqa: E731 - removed by identity
-        self._watchers.append(watcher)
+        if on_progress is not None:
+            self._watchers.append(watcher)
         try:
             self._take(sorted(handles, key=lambda handle: -handle.num_tokens))
             left = len(handles)
@@ -152,10 +157,12 @@ class Engine:
                 if found is not None:
                     left -= 1
                     yield found
-                elif on_progress is not None:
+                else:
+                    assert on_progress is not None
                     on_progress()
         finally:
-            self._watchers.remove(watcher)
+            if on_progress is not None:
+                self._watchers.remove(watcher)
             for handle in handles:
                 if not handle.is_done:
                     handle.cancel()
@@ -164,7 +171,7 @@ class Engine:
         """Let documents wait, but for those that cannot be decoded, and see that a thread works."""
         fitting = []
         for handle in handles:
-            handle.on_cancel = self._sweep_soon
+            handle.on_cancel = self._note_cancel
             error = self._unfit(handle)
             if error is None:
                 fitting.append(handle)
@@ -173,16 +180,36 @@ class Engine:
         if not fitting:
             return
         with self._lock:
+            self._open.update(fitting)
             self._waiting += fitting
-            self._sweep_at = min(self._sweep_at, _first_deadline(fitting))
+            self._first_deadline = min(self._first_deadline, _first_deadline(fitting))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="longhaul-engine")
-                # A program that ends does not wait for texts that nobody will read.
-                self._thread.daemon = True
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        """Start the thread. A program that ends does not wait for texts that nobody will read."""
+        thread = threading.Thread(target=self._work, name="longhaul-engine", daemon=True)
+        thread.start()
+        self._thread = thread
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        """Stop after this step: a thread that is inside torch aborts the program that ends."""
+        self._is_stopping = True
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._give_up(CancelledError("the program ended before the document was done"))
+
+    def _note_cancel(self) -> None:
+        # A plain store, no lock: a generator that the garbage collector closes may come here from
+        # any place, also from one that holds the lock.
+        self._has_cancelled = True
 
     def _unfit(self, handle: Handle) -> LongformerError | None:
         request, config = handle.request, self._model.config
+        if self._is_stopping:
+            return CancelledError("the program ends, and no document is begun any more")
         limit = config.max_encoder_position_embeddings
         if handle.num_tokens == 0:
             return ShapeError("the document has no tokens; give at least one")
@@ -191,14 +218,22 @@ class Engine:
                 f"the document has {handle.num_tokens} tokens but the encoder has {limit} "
                 "positions; shorten it or choose a model with more positions"
             )
-        ids = torch.as_tensor(request.input_ids)
+        try:
+            ids = torch.as_tensor(request.input_ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            return ShapeError(f"the document's tokens are no whole numbers: {error}")
+        if ids.dim() != 1 or ids.is_floating_point():
+            return ShapeError(
+                f"the document's tokens are a {ids.dim()}-dimensional tensor of {ids.dtype}; give "
+                "one list of whole numbers"
+            )
         least, most = int(ids.min()), int(ids.max())
         if least < 0 or most >= config.vocab_size:
             return ShapeError(
                 f"the document's token ids reach from {least} to {most}; they must be from 0 to "
                 f"{config.vocab_size - 1}"
             )
-        positions = request.global_positions or ()
+        positions = () if request.global_positions is None else request.global_positions
         if not all(0 <= position < handle.num_tokens for position in positions):
             return ShapeError(
                 f"global_positions are {list(positions)} but the document has {handle.num_tokens} "
@@ -213,112 +248,140 @@ class Engine:
             return self._does_not_fit(handle)
         return None
 
-    def _bytes(self, pack: Sequence[Handle]) -> int:
-        """Return what documents need beside the weights, at most: to be encoded, and then held."""
+    def _bytes(self, pack: Sequence[Handle], decoding: Sequence[Handle] = ()) -> int:
+        """Return what is needed beside the weights to encode a pack, and then hold it, at most.
+
+        decoding: those that are held beside it.
+        """
         config = self._model.config
         num_tokens = sum(handle.num_tokens for handle in pack)
         numbers = encoding_numbers(config.d_model, config.encoder_ffn_dim, num_tokens)
-        return numbers * self._model.dtype.itemsize + sum(map(self._held_bytes, pack))
+        return numbers * self._model.dtype.itemsize + self._held_bytes([*decoding, *pack])
 
-    def _held_bytes(self, handle: Handle) -> int:
-        numbers = decoding_numbers(
-            self._model.config,
-            handle.num_tokens,
-            handle.num_rows,
-            handle.request.options.total_length - 1,
-            form=self._form,
-        )
+    def _held_bytes(self, handles: Sequence[Handle]) -> int:
+        """Return what documents take while they decode, at most.
+
+        Those of one kind share a cache, which has room for its longest in all rows.
+        """
+        config = self._model.config
+        longest: dict[tuple[int, bool], int] = {}
+        numbers = 0
+        for handle in handles:
+            num_rows, num_steps = handle.num_rows, handle.num_steps
+            longest[handle.kind] = max(num_steps, longest.get(handle.kind, 0))
+            numbers += source_numbers(
+                config, handle.num_tokens, num_rows * num_steps, form=self._form
+            )
+        for handle in handles:
+            numbers += handle.num_rows * row_numbers(config, longest[handle.kind])
         return numbers * self._model.dtype.itemsize
 
     @torch.inference_mode()
     def _work(self) -> None:
         """Admit and step until nothing is left."""
         try:
+            if self._model.device.type == "cuda":
+                # Each thread has its own current device, where kernels are launched.
+                torch.cuda.set_device(self._model.device)
             while self._is_wanted():
                 self._dismiss()
                 self._admit()
                 self._step_all()
         except BaseException as error:
+            logger.critical("the engine broke; all its documents fail", exc_info=error)
             self._give_up(error)
-            raise
 
     def _is_wanted(self) -> bool:
         with self._lock:
-            if self._waiting or self._lanes or self._suspects:
+            if not self._is_stopping and (self._waiting or self._lanes or self._suspects):
                 return True
-            self._thread = None
+            self._forget_thread()
             return False
 
+    def _forget_thread(self) -> None:
+        self._thread = None
+        atexit.unregister(self._stop)
+
     def _give_up(self, error: BaseException) -> None:
-        """Tell everybody who waits that the engine itself broke."""
+        """Tell everybody who waits that no outcome will come, and begin anew."""
         with self._lock:
-            self._thread = None
-            handles = [*self._waiting, *itertools.chain(*self._suspects)]
-            handles += [handle for lane in self._lanes for handle in lane.handles]
+            self._forget_thread()
+            handles = list(self._open)
+            self._open.clear()
             self._waiting.clear()
             self._lanes, self._suspects = [], []
+        # The traceback's frames hold tensors, and the error may live for long.
+        error.__traceback__ = None
         for handle in handles:
             handle.end(Generation([], [], self._explain(error, handle)))
 
-    def _dismiss(self) -> None:
-        """End the documents that were cancelled or are late, whether they decode or wait."""
-        now = time.monotonic()
-        if now < self._sweep_at:
-            return
+    def _end(self, handle: Handle, outcome: Generation) -> None:
         with self._lock:
-            self._sweep_at = math.inf
-        for lane in self._lanes:
-            reasons = {i: _reason_to_end(handle, now) for i, handle in enumerate(lane.handles)}
-            gone = {i: Generation([], [], e) for i, e in reasons.items() if e is not None}
-            for place, outcome in gone.items():
-                lane.handles[place].end(outcome)
-            lane.remove(gone)
-        self._lanes = [lane for lane in self._lanes if lane.handles]
-        with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            for handle in waiting:
-                error = _reason_to_end(handle, now)
-                if error is None:
-                    self._waiting.append(handle)
-                else:
-                    handle.end(Generation([], [], error))
-            decoding = [handle for lane in self._lanes for handle in lane.handles]
-            first = _first_deadline([*decoding, *self._waiting])
-            self._sweep_at = min(self._sweep_at, first)
+            self._open.discard(handle)
+        handle.end(outcome)
 
-    def _sweep_soon(self) -> None:
-        self._sweep_at = -math.inf
+    def _dismiss(self) -> None:
+        """End the documents that were cancelled or are late, wherever they are."""
+        now = time.monotonic()
+        if not self._has_cancelled and now <= self._first_deadline:
+            return
+        # First, so that who is cancelled from now on is seen the next time.
+        self._has_cancelled = False
+        with self._lock:
+            reasons = {handle: _reason_to_end(handle, now) for handle in self._open}
+            self._first_deadline = _first_deadline([h for h, e in reasons.items() if e is None])
+        for handle, error in reasons.items():
+            if error is not None:
+                self._end(handle, Generation([], [], error))
+        with self._lock:
+            self._waiting = deque(_open_ones(self._waiting))
+        self._suspects = [pack for pack in map(_open_ones, self._suspects) if pack]
+        for lane in list(self._lanes):
+            with self._guarded(lane.handles):
+                lane.remove({i for i, handle in enumerate(lane.handles) if handle.is_done})
+        self._drop_empty_lanes()
 
     def _admit(self) -> None:
         """Encode the next pack, if there is room for one, and let it join those that decode."""
         pack = self._next_pack()
-        if not pack:
-            return
-        try:
-            lane = Lane(self._model, pack, self._form)
-        except Exception as error:  # noqa: BLE001 - any error is some document's until shown otherwise
-            self._failed(pack, error)
-            return
-        self._tick()
-        for other in self._lanes:
-            if other.kind == lane.kind:
-                other.extend(lane)
+        if pack:
+            with self._guarded(pack):
+                new = Lane(self._model, pack, self._form)
+                self._tick()
+                self._join(new)
+
+    def _join(self, new: Lane) -> None:
+        for lane in self._lanes:
+            if lane.kind == new.kind:
+                with self._guarded([*lane.handles, *new.handles]):
+                    lane.extend(new)
                 return
-        self._lanes.append(lane)
+        self._lanes.append(new)
 
     def _next_pack(self) -> list[Handle]:
         """Return the documents to encode now: suspects alone, the others while budgets last."""
         if not self._lanes:
             self._is_trial = bool(self._suspects)
             if self._suspects:
-                return self._suspects.pop()
+                group = self._suspects.pop()
+                # They may have come in several packs, and failed in one lane.
+                pack = self._first_with_room(group)
+                self._suspects += [rest for rest in [group[len(pack) :]] if rest]
+                return pack
         if self._suspects or self._is_trial:
             return []
-        pack: list[Handle] = []
         with self._lock:
-            while self._waiting and self._has_room(pack, self._waiting[0]):
-                pack.append(self._waiting.popleft())
+            pack = self._first_with_room(self._waiting)
+            for _ in pack:
+                self._waiting.popleft()
+        return pack
+
+    def _first_with_room(self, handles: Iterable[Handle]) -> list[Handle]:
+        pack: list[Handle] = []
+        for handle in handles:
+            if not self._has_room(pack, handle):
+                break
+            pack.append(handle)
         return pack
 
     def _has_room(self, pack: list[Handle], handle: Handle) -> bool:
@@ -329,49 +392,59 @@ class Engine:
         if pack and pack[0].kind != handle.kind:
             return False
         new = [*pack, handle]
-        held = sum(map(self._held_bytes, decoding))
         return (
             (not pack or sum(h.num_tokens for h in new) <= self._batch_tokens)
             and sum(h.num_rows for h in (*decoding, *new)) <= self._max_rows
-            and held + self._bytes(new) <= self._memory_bytes
+            and self._bytes(new, decoding) <= self._memory_bytes
         )
 
     def _step_all(self) -> None:
+        """Extend every document by one token; those that are done leave."""
         for lane in list(self._lanes):
-            self._step(lane)
+            done: list[tuple[Handle, Generation]] = []
+            with self._guarded(lane.handles):
+                done = lane.step()
+            self._tick()
+            for handle, outcome in done:
+                self._end(handle, outcome)
+        self._drop_empty_lanes()
 
-    def _step(self, lane: Lane) -> None:
-        """Extend a lane's documents by one token; those that are done leave it."""
+    def _drop_empty_lanes(self) -> None:
+        self._lanes = [lane for lane in self._lanes if lane.handles]
+
+    @contextlib.contextmanager
+    def _guarded(self, handles: Sequence[Handle]) -> Iterator[None]:
+        """Let what goes wrong be an error of these documents; their lanes are lost with it."""
         try:
-            done = lane.step()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._lanes.remove(lane)
-            self._failed(lane.handles, error)
-            return
-        if not lane.handles:
-            self._lanes.remove(lane)
-        self._tick()
-        for handle, outcome in done:
-            handle.end(outcome)
+            yield
+        except Exception as error:  # noqa: BLE001 - any error is some document's until shown otherwise
+            lost = set(handles)
+            self._lanes = [lane for lane in self._lanes if lost.isdisjoint(lane.handles)]
+            self._failed(_open_ones(handles), error)
 
     def _failed(self, handles: list[Handle], error: Exception) -> None:
         """Try documents that failed together again in halves; one alone has its error."""
+        if not handles:
+            return
         logger.debug("decoding %d documents failed", len(handles), exc_info=error)
         # The traceback's frames hold tensors, and the error may live for long.
         error.__traceback__ = None
-        if len(handles) == 1:
-            handles[0].end(Generation([], [], self._explain(error, handles[0])))
+        is_out_of_memory = _is_out_of_memory(error)
+        # Memory may be lacking because of those that decode beside it.
+        is_alone = len(handles) == 1 and not (is_out_of_memory and self._lanes)
+        if is_alone:
+            self._end(handles[0], Generation([], [], self._explain(error, handles[0])))
             return
         logger.warning(
-            "decoding %d documents of %d tokens together failed (%s: %s); trying again in halves%s",
+            "decoding %d documents of %d tokens failed (%s: %s); trying again with fewer at once%s",
             len(handles),
             sum(handle.num_tokens for handle in handles),
             type(error).__name__,
             error,
-            "; a smaller batch_tokens avoids this" if _is_out_of_memory(error) else "",
+            "; a smaller batch_tokens avoids this" if is_out_of_memory else "",
         )
         middle = len(handles) // 2
-        self._suspects += [handles[middle:], handles[:middle]]
+        self._suspects += [half for half in (handles[middle:], handles[:middle]) if half]
 
     def _explain(self, error: BaseException, handle: Handle) -> LongformerError:
         """Return what to tell of one document's error; an error of ours speaks for itself."""
@@ -411,10 +484,13 @@ def _reason_to_end(handle: Handle, now: float) -> LongformerError | None:
         return CancelledError("the document was cancelled before it was done")
     if handle.deadline is not None and now > handle.deadline:
         return DeadlineError(
-            f"the document was not done after {handle.deadline - handle.started:g} s; allow more, "
-            "or ask for less"
+            f"the document was not done after {handle.deadline_s:g} s; allow more, or ask for less"
         )
     return None
+
+
+def _open_ones(handles: Iterable[Handle]) -> list[Handle]:
+    return [handle for handle in handles if not handle.is_done]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,5 @@
 """One document on its way through the engine: what is asked, and what becomes of it."""
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,41 +69,43 @@ class Handle:
         self.num_rows = request.options.rows_per_document
         # What documents must share to step together: how many rows, and what rows are.
         self.kind = (self.num_rows, request.options.prompt_lookup_num_tokens is not None)
-        self.started = time.monotonic()
-        self.deadline = None if deadline_s is None else self.started + deadline_s
+        # How many tokens a row has written when its last one is read off the logits.
+        self.num_steps = request.options.total_length - 1
+        self.deadline_s = deadline_s
+        self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self.is_cancelled = False
         self.on_cancel: Callable[[], None] | None = None
         self.is_streamed = False
-        self._num_told = 0
-        self._is_told = False
-        self._lock = threading.Lock()
         self._on_end = on_end
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._ended = threading.Event()
+        self._changed = threading.Condition()
+        self._certain: list[int] = []
+        self._num_read = 0
         self._outcome: Generation | None = None
 
     @property
     def is_done(self) -> bool:
         """Return whether the outcome is known."""
-        return self._ended.is_set()
+        return self._outcome is not None
 
     def events(self, timeout_s: float | None = None) -> Iterator[Event]:
         """Yield `Tokens` as they become certain, and at last the `Generation`.
 
         With beams a token is certain when all sequences that may still win agree on it. One
-        consumer per document; whoever asks late gets everything so far at once.
-        Raises: TimeoutError when nothing came for `timeout_s`.
+        consumer per document; whoever asks late gets everything so far at once, and whoever asks
+        again goes on where he was.
+        Raises: TimeoutError when nothing came for `timeout_s`; the document goes on.
         """
-        with self._lock:
-            self.is_streamed = True
-            self._tell_outcome()
+        self.is_streamed = True
         while True:
-            try:
-                event = self._events.get(timeout=timeout_s)
-            except queue.Empty:
-                raise TimeoutError(f"no token for {timeout_s} s") from None
-            yield event
-            if isinstance(event, Generation):
+            with self._changed:
+                if not self._changed.wait_for(self._has_news, timeout_s):
+                    raise TimeoutError(f"no token for {timeout_s} s")
+                new, outcome = self._certain[self._num_read :], self._outcome
+                self._num_read += len(new)
+            if new:
+                yield Tokens(new)
+            if outcome is not None:
+                yield outcome
                 return
 
     def result(self, timeout_s: float | None = None) -> Generation:
@@ -112,8 +113,9 @@ class Handle:
 
         Raises: TimeoutError when it is not there after `timeout_s`; the document goes on.
         """
-        if not self._ended.wait(timeout_s):
-            raise TimeoutError(f"the document is not done after {timeout_s} s")
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.is_done, timeout_s):
+                raise TimeoutError(f"the document is not done after {timeout_s} s")
         assert self._outcome is not None
         return self._outcome
 
@@ -124,24 +126,26 @@ class Handle:
             self.on_cancel()
 
     def tell(self, certain: list[int]) -> None:
-        """Send what is new of the tokens that are certain (the engine's side)."""
-        if len(certain) > self._num_told:
-            self._events.put(Tokens(certain[self._num_told :]))
-            self._num_told = len(certain)
+        """Take note of the tokens that are certain by now (the engine's side).
+
+        A document that was begun again has fewer of them than were told before.
+        """
+        with self._changed:
+            if len(certain) > len(self._certain):
+                self._certain = certain
+                self._changed.notify_all()
 
     def end(self, outcome: Generation) -> None:
-        """Send the outcome (the engine's side)."""
-        with self._lock:
+        """Take note of the outcome (the engine's side). The first one counts."""
+        with self._changed:
+            if self._outcome is not None:
+                return
+            if outcome.sequences:
+                self.tell(outcome.sequences[0])
             self._outcome = outcome
-            self._ended.set()
-            self._tell_outcome()
+            self._changed.notify_all()
         if self._on_end is not None:
             self._on_end(outcome)
 
-    def _tell_outcome(self) -> None:
-        """Send what is left and the outcome, once there is one and somebody who listens."""
-        if self._outcome is None or not self.is_streamed or self._is_told:
-            return
-        self._is_told = True
-        self.tell(self._outcome.sequences[0] if self._outcome.sequences else [])
-        self._events.put(self._outcome)
+    def _has_news(self) -> bool:
+        return len(self._certain) > self._num_read or self.is_done

@@ -3,7 +3,7 @@
 Shape letters: N documents, b rows of each, R = N * b rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +40,12 @@ class Model(Protocol):
     ) -> Source: ...
 
     def new_cache(
-        self, num_documents: int, rows_per_document: int, *, is_run: bool
+        self,
+        num_documents: int,
+        rows_per_document: int,
+        *,
+        max_steps: Sequence[int],
+        is_run: bool,
     ) -> DecoderCache: ...
 
     def decode_step(
@@ -72,12 +77,14 @@ class Lane:
         texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
         layout = _layout(handles, model.device)
         states = model.encode(torch.cat(texts).to(model.device), layout)
-        reads = [
-            handle.num_rows * (r.options.total_length - 1)
-            for handle, r in zip(handles, requests, strict=True)
-        ]
+        reads = [handle.num_rows * handle.num_steps for handle in handles]
         self._source = model.source(states, layout, num_rows=reads, form=form)
-        self._cache = model.new_cache(len(handles), self.num_rows_each, is_run=is_run)
+        self._cache = model.new_cache(
+            len(handles),
+            self.num_rows_each,
+            max_steps=[handle.num_steps for handle in handles],
+            is_run=is_run,
+        )
         self._groups: list[_Group] = []
         for options in dict.fromkeys(request.options for request in requests):
             places = [i for i, r in enumerate(requests) if r.options == options]
@@ -98,7 +105,7 @@ class Lane:
         """Take over the documents of a lane that has not stepped yet."""
         first = len(self.handles)
         self._source.extend(other._source)
-        self._cache.add(len(other.handles))
+        self._cache.add([handle.num_steps for handle in other.handles])
         self.handles += other.handles
         for group in other._groups:
             places = [first + place for place in group.places]
@@ -160,7 +167,7 @@ class Lane:
                 if self.handles[place].is_streamed and place not in ended:
                     self.handles[place].tell(group.search.agreed(slot))
 
-    def remove(self, places: Sequence[int] | dict[int, Generation]) -> None:
+    def remove(self, places: Collection[int]) -> None:
         """Let documents go. The last ones take their places, so that few are moved."""
         if not places:
             return

@@ -446,10 +446,16 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         return self.led.decoder.source(states, layout, num_rows=num_rows, form=form)
 
     def new_cache(
-        self, num_documents: int, rows_per_document: int = 1, *, is_run: bool = False
+        self,
+        num_documents: int,
+        rows_per_document: int = 1,
+        *,
+        max_steps: Sequence[int] | None = None,
+        is_run: bool = False,
     ) -> DecoderCache:
         """Return an empty cache; memory grows with the tokens written.
 
+        max_steps: of each document; None for as many as the decoder has positions.
         is_run: a document's rows are consecutive tokens of one text, not beams.
         """
         heads = self.config.decoder_attention_heads
@@ -462,7 +468,8 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
             dtype=self.dtype,
             device=self.device,
         )
-        cache.add(num_documents)
+        limit = self.config.max_decoder_position_embeddings
+        cache.add([limit] * num_documents if max_steps is None else max_steps)
         return cache
 
     def decode_step(

@@ -1,4 +1,5 @@
 import math
+import random
 import weakref
 from collections.abc import Iterator
 
@@ -118,6 +119,47 @@ class TestSource:
         source.select(places)
         names = [names[place] for place in places]
         torch.testing.assert_close(source.attend(0, q[names], 1), before[names])
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("seed", range(2))
+    def test_long_random_lives_of_documents(self, seed: int, form: Form) -> None:
+        """Any documents leave in any order, some of them full of NaN, and others take their slots.
+
+        What is held is never more than twice what the documents that are there need.
+        """
+        pick, modules = random.Random(seed), projections(4)
+        pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
+        texts = [draw_states(n) + i for i, n in enumerate([0, 1, 7, 30, 35, 36, 64, 65, 70, 200])]
+        texts += [torch.full_like(text, torch.nan) for text in texts[1:]]
+        q = draw(len(texts) * 2, HEADS, WIDTH // HEADS)
+        expected = torch.cat(
+            [self.source_of([t], pairs, form).attend(1, q[2 * i : 2 * i + 2], 2)
+             for i, t in enumerate(texts)]
+        ).view(len(texts), 2, WIDTH)  # fmt: skip
+        source, names = self.source_of([texts[3]], pairs, form), [3]
+        for number in range(60):
+            if len(names) < 16:
+                new = pick.choices(range(len(texts)), k=pick.randint(1, 4))
+                source.extend(self.source_of([texts[i] for i in new], pairs, form))
+                names += new
+            rows = q.view(len(texts), 2, HEADS, -1)[names].flatten(0, 1)
+            out = source.attend(1, rows, 2).view(len(names), 2, WIDTH)
+            torch.testing.assert_close(out, expected[names], equal_nan=True)
+
+            staying = [i for i in range(len(names)) if pick.random() < 0.8][: 1 + 19 * number % 20]
+            if pick.random() < 0.3:
+                pick.shuffle(staying)
+            source.select(staying)
+            names = [names[i] for i in staying]
+            tensors = [tensor for group in source._groups for tensor in group.held.tensors]
+            held = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+            assert held <= 2 * source.num_bytes
+
+    def source_of(
+        self, texts: list[Tensor], pairs: list[tuple[nn.Linear, nn.Linear]], form: Form
+    ) -> Source:
+        layout = Layout.from_lengths([len(text) for text in texts])
+        return Source(torch.cat(texts), layout, pairs, HEADS, num_rows=8, form=form)
 
     @pytest.mark.parametrize(("form", "copies"), [("projected", 2 * 2), ("absorbed", 1)])
     def test_each_document_is_held_once_with_little_padding(self, form: Form, copies: int) -> None:

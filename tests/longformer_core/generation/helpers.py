@@ -1,7 +1,10 @@
 """A tiny LED in both libraries, and the published library's decoding as the oracle."""
 
 import functools
+import itertools
 import random
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from longformer_core.config import LEDConfig
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.handle import Generation, Request
+from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from tests.helpers import TINY
 
@@ -149,3 +153,51 @@ def _cut(row: Document, ends: tuple[int, ...]) -> Document:
     row = row[1:]
     first = min((row.index(end) for end in ends if end in row), default=len(row))
     return row[: first + 1]
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, f"not true after {timeout_s} s"
+        time.sleep(0.01)
+
+
+class Watched:
+    """A model whose calls are recorded, and which fails as told. Only what the engine calls."""
+
+    def __init__(self, model: LEDForConditionalGeneration) -> None:
+        self._model = model
+        self.encoded: list[list[Document]] = []
+        self.rows: list[int] = []
+        self.poison: dict[int, Exception] = {}
+        self.max_tokens = 10**9
+        self.max_rows = 10**9
+        self.before_step: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        tokens = input_ids.tolist()
+        self.encoded.append(
+            [tokens[a:b] for a, b in itertools.pairwise(layout.cu_seqlens)],
+        )
+        for token, error in self.poison.items():
+            if token in tokens:
+                raise error
+        if len(tokens) > self.max_tokens:
+            raise torch.OutOfMemoryError("no room to encode")
+        return self._model.encode(input_ids, layout)
+
+    def decode_step(self, token_ids: Tensor, *rest: Any) -> Tensor:
+        self.rows.append(len(token_ids))
+        for action in self.before_step:
+            action()
+        # Late, so that some documents have ended and others have histories to lose.
+        if len(token_ids) > self.max_rows and rest[0].max() > 4:
+            raise MemoryError("no room to decode")
+        return self._model.decode_step(token_ids, *rest)
+
+
+def watch(seed: int) -> Any:
+    return Watched(models(seed)[0])

@@ -1,13 +1,17 @@
 """The decoder's cache against a plain list of each row's keys and values."""
 
 import math
+import random
+from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
+from longformer_core.errors import ShapeError
 from longformer_core.generation.cache import DecoderCache
 
-HEADS, DIM = 2, 4
+HEADS, DIM, MAX_STEPS = 2, 4, 64
 
 
 class PlainRows:
@@ -39,15 +43,19 @@ def make(num_documents: int, rows_per_document: int, *, is_run: bool = False) ->
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    cache.add(num_documents)
+    cache.add([MAX_STEPS] * num_documents)
     return cache
 
 
-def step(cache: DecoderCache, plain: PlainRows, seed: int) -> None:
+def step(cache: DecoderCache, plain: PlainRows, seed: int, broken_rows: Sequence[int] = ()) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, len(plain.rows), HEADS, DIM, generator=generator)
+    for tensor in (k, v):
+        tensor[list(broken_rows)] = torch.nan
     cache.begin_step()
-    torch.testing.assert_close(cache.attend(0, q, k, v), plain.attend(q, k, v))
+    if len(plain.rows):
+        out, expected = cache.attend(0, q, k, v), plain.attend(q, k, v)
+        torch.testing.assert_close(out, expected, equal_nan=True)
 
 
 def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
@@ -69,7 +77,7 @@ def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
             cache.select(stays[number])
             plain.reorder([3 * document + row for document in stays[number] for row in range(3)])
         if number in joins:
-            cache.add(joins[number])
+            cache.add([MAX_STEPS] * joins[number])
             plain.rows += [[] for _ in range(3 * joins[number])]
         assert cache.num_rows == len(plain.rows)
     assert len(plain.rows) == 6
@@ -93,6 +101,38 @@ def test_rows_of_one_text_see_those_before_them_and_only_what_is_kept() -> None:
         cache.reorder(torch.tensor(last).repeat_interleave(3))
 
 
+@pytest.mark.parametrize("rows_per_document", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(2))
+def test_long_random_lives_of_documents(seed: int, rows_per_document: int) -> None:
+    """Any documents leave in any order, some of them full of NaN, and others take their slots."""
+    pick, b = random.Random(seed), rows_per_document
+    cache, plain = make(0, b), PlainRows(0)
+    limits: list[int] = []
+    for number in range(120):
+        for _ in range(pick.choice([0, 0, 1, 3]) if len(limits) < 12 else 0):
+            limits.append(pick.choice([1, 5, 20, 60]))
+            cache.add(limits[-1:])
+            plain.rows += [[] for _ in range(b)]
+        doomed = [i for i in range(len(limits)) if pick.random() < 0.05]
+        step(cache, plain, number, [b * i + row for i in doomed for row in range(b)])
+        order = [b * i + pick.randrange(b) for i in range(len(limits)) for _ in range(b)]
+        if number % 3 == 0:
+            cache.reorder(torch.tensor(order, dtype=torch.int64))
+            plain.reorder(order)
+        lengths = [len(history) for history in plain.rows[::b]]
+        staying = [i for i in range(len(limits)) if i not in doomed and lengths[i] < limits[i]]
+        if number % 40 == 39:
+            staying = staying[:1]
+        if pick.random() < 0.3:
+            pick.shuffle(staying)
+        limits = [limits[i] for i in staying]
+        cache.select(staying)
+        plain.reorder([b * i + row for i in staying for row in range(b)])
+        needed = len(limits) * b * max(limits, default=0) * HEADS * DIM * 4 * 2
+        mask = len(limits) * b * max(limits, default=0) * b * 4
+        assert cache.num_bytes <= 2 * (needed + mask)
+
+
 def test_what_a_document_leaves_behind_does_not_reach_the_next_one() -> None:
     cache, plain = make(2, 1), PlainRows(2)
     step(cache, plain, 0)
@@ -100,13 +140,13 @@ def test_what_a_document_leaves_behind_does_not_reach_the_next_one() -> None:
     cache.begin_step()
     cache.attend(0, q, q, q)
     cache.select([])
-    cache.add(2)
+    cache.add([MAX_STEPS] * 2)
     fresh = PlainRows(2)
     step(cache, fresh, 1)
     # One document three tokens ahead, so that the other's masked slots are read too.
     fresh.rows[0] = []
     cache.select([1])
-    cache.add(1)
+    cache.add([MAX_STEPS])
     fresh.reorder([1, 0])
     for number in range(3):
         step(cache, fresh, number)
@@ -130,3 +170,11 @@ def test_beams_and_documents_that_stay_never_move_keys_or_values() -> None:
 
     assert cache._keys[0] is keys
     assert torch.equal(cache._keys[0][1], second)
+
+
+def test_a_document_that_has_taken_its_steps_is_named() -> None:
+    cache, plain = make(1, 2), PlainRows(4)
+    cache.add([1])
+    step(cache, plain, 0)
+    with pytest.raises(ShapeError, match="document 1 has taken the 1 steps"):
+        cache.begin_step()

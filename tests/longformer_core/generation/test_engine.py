@@ -2,16 +2,13 @@
 
 import copy
 import gc
-import itertools
 import random
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from longformer_core.errors import (
     ConfigError,
@@ -25,7 +22,6 @@ from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.handle import Request
 from longformer_core.layout import Layout
-from longformer_core.models.led import LEDForConditionalGeneration
 from tests.longformer_core.generation.helpers import (
     VOCAB,
     Document,
@@ -33,6 +29,8 @@ from tests.longformer_core.generation.helpers import (
     documents,
     models,
     published,
+    wait_until,
+    watch,
 )
 
 # Models whose texts are of many lengths.
@@ -107,51 +105,6 @@ def test_a_document_is_decoded_the_same_alone_and_in_any_company() -> None:
             assert outcomes[place].scores == pytest.approx(alone[i].scores, abs=1e-4)
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < end, f"not true after {timeout_s} s"
-        time.sleep(0.01)
-
-
-class Watched:
-    """A model whose calls are recorded, and which fails as told. Only what the engine calls."""
-
-    def __init__(self, model: LEDForConditionalGeneration) -> None:
-        self._model = model
-        self.encoded: list[list[Document]] = []
-        self.rows: list[int] = []
-        self.poison: dict[int, Exception] = {}
-        self.max_tokens = 10**9
-        self.max_rows = 10**9
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
-        tokens = input_ids.tolist()
-        self.encoded.append(
-            [tokens[a:b] for a, b in itertools.pairwise(layout.cu_seqlens)],
-        )
-        for token, error in self.poison.items():
-            if token in tokens:
-                raise error
-        if len(tokens) > self.max_tokens:
-            raise torch.OutOfMemoryError("no room to encode")
-        return self._model.encode(input_ids, layout)
-
-    def decode_step(self, token_ids: Tensor, *rest: Any) -> Tensor:
-        self.rows.append(len(token_ids))
-        # Late, so that some documents have ended and others have histories to lose.
-        if len(token_ids) > self.max_rows and rest[0].max() > 4:
-            raise MemoryError("no room to decode")
-        return self._model.decode_step(token_ids, *rest)
-
-
-def watch(seed: int) -> Any:
-    return Watched(models(seed)[0])
-
-
 def test_what_is_encoded_and_decoded_together_respects_both_budgets() -> None:
     model = watch(0)
     texts = documents(1, *(5 + 3 * i % 40 for i in range(30)), 100)
@@ -193,7 +146,8 @@ def test_progress_is_reported_after_each_encode_and_step() -> None:
     requests = [Request(text, options) for text in documents(2, 25, 30, 35)]
     engine = Engine(model, batch_tokens=40)
     list(engine.run(requests, lambda: calls.append((len(model.encoded), len(model.rows)))))
-    assert calls[0] == (1, 0)
+    # At least what was done by then: the engine does not wait for whoever is told.
+    assert all(sum(call) >= number for number, call in enumerate(calls, start=1))
     assert len(calls) == len(model.encoded) + len(model.rows)
     assert calls == sorted(calls)
 

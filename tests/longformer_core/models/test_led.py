@@ -202,7 +202,7 @@ def test_documents_at_different_steps_give_what_they_give_alone() -> None:
     model.decode_step(forced[:1, 0, 1], torch.tensor([1]), cache, first)
     # The second document begins while the first goes on.
     first.extend(second)
-    cache.add(1)
+    cache.add([6])
     for step in range(2, 8):
         positions = torch.tensor([step, step - 2])
         tokens = forced[[0, 1], 0, positions]
