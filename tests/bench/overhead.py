@@ -52,13 +52,13 @@ class Timed(Summarize):
 
     note: str
 
-    def load_worker(self, device: str, num_threads: int) -> "TimedWorker":
-        return TimedWorker(self, device, num_threads)
+    def load_worker(self, device: str, num_threads: int, memory_share: float) -> "TimedWorker":
+        return TimedWorker(self, device, num_threads, memory_share)
 
 
 class TimedWorker(SummarizeWorker):
-    def __init__(self, task: Timed, device: str, num_threads: int) -> None:
-        super().__init__(task, device, num_threads)
+    def __init__(self, task: Timed, device: str, num_threads: int, memory_share: float) -> None:
+        super().__init__(task, device, num_threads, memory_share)
         self.note = Path(task.note)
 
     def __call__(
@@ -146,7 +146,7 @@ def bench_time(num_rows: int, rounds: int, num_workers: int) -> None:
     corpus = make_corpus(folder / "corpus", make_task(model, folder / "unused"), num_rows)
     plain = make_task(model, folder / "loop")
     blocks = loop_blocks(plain, corpus, 128)
-    worker = plain.load_worker("cpu", THREADS)
+    worker = plain.load_worker("cpu", THREADS, 0.5)
     job_s, loop_s = [], []
     for number in range(rounds):
         started = time.monotonic()

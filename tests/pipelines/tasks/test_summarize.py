@@ -165,7 +165,7 @@ def test_a_worker_answers_every_document_with_its_own_summary(led_directory: Pat
     documents = [
         (f"row {i}", ids) for i, ids in enumerate(encode(task, texts).input_ids.to_pylist())
     ]
-    worker = pickle.loads(pickle.dumps(task)).load_worker("cpu", 2)
+    worker = pickle.loads(pickle.dumps(task)).load_worker("cpu", 2, 0.5)
     calls = []
     together = dict(worker(documents, lambda: calls.append(1)))
     assert sorted(together) == list(range(6))
@@ -188,21 +188,21 @@ def test_an_end_at_once_is_an_empty_summary(led_directory: Path) -> None:
         forced_bos_token_id=0, forced_eos_token_id=2, max_new_tokens=2, num_beams=1
     )
     task = task_of(led_directory, generation=generation)
-    ((_, output),) = task.load_worker("cpu", 2)([("x", [0, 100, 2])], lambda: None)
+    ((_, output),) = task.load_worker("cpu", 2, 0.5)([("x", [0, 100, 2])], lambda: None)
     assert output.columns == {"summary": ""}
     assert output.num_tokens_out == 0
 
 
 def test_sampling_depends_on_the_row_and_the_seed_alone(led_directory: Path) -> None:
     sampling = task_of(led_directory).generation.replace(do_sample=True, num_beams=1)
-    worker = task_of(led_directory, generation=sampling).load_worker("cpu", 2)
+    worker = task_of(led_directory, generation=sampling).load_worker("cpu", 2, 0.5)
     ids = encode(task_of(led_directory), [corpus_texts(1)[0][:300]]).input_ids.to_pylist()[0]
     rows = [(name, ids) for name in "abcd"]
     first = {i: o.columns["summary"] for i, o in worker(rows, lambda: None)}
     assert len(set(first.values())) == 4
     reverse = {i: o.columns["summary"] for i, o in worker(rows[::-1], lambda: None)}
     assert reverse == {3 - i: text for i, text in first.items()}
-    other = task_of(led_directory, generation=sampling, seed=1).load_worker("cpu", 2)
+    other = task_of(led_directory, generation=sampling, seed=1).load_worker("cpu", 2, 0.5)
     assert {i: o.columns["summary"] for i, o in other(rows, lambda: None)} != first
 
 
