@@ -229,9 +229,6 @@ class Engine:
     @torch.inference_mode()
     def _work(self) -> None:
         """Admit and step until nothing is left."""
-        # A new thread takes over the program's number of threads when it is asked for it; until
-        # then its products of matrices have the number of the environment.
-        torch.get_num_threads()
         try:
             while self._is_wanted():
                 self._dismiss()
