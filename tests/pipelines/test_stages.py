@@ -261,7 +261,9 @@ def test_blocks_run_at_once_and_keep_their_rows(ledger: Ledger) -> None:
     assert 0 < done.generate_s <= time.monotonic() - started
 
 
-def test_a_document_in_doubt_is_alone_in_its_process(ledger: Ledger) -> None:
+def test_a_document_in_doubt_is_alone_in_its_process(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two blocks lost their worker together; a third is new. Only new ones run beside others."""
     blocks = blocks_of("a", "b", "c", "d")
     lost = Letters({f"{name} {i}": "lost" for name in "ab" for i in range(4)})
@@ -275,11 +277,15 @@ def test_a_document_in_doubt_is_alone_in_its_process(ledger: Ledger) -> None:
     company: dict[str, int] = {}
 
     def slow(documents: Any, on_progress: Any) -> Iterator[tuple[int, Output]]:
+        before = task.num_inside
         time.sleep(0.05)
-        company[" ".join(name for name, _ in documents)] = task.num_inside
+        company[" ".join(name for name, _ in documents)] = max(before, task.num_inside)
         yield from outputs(documents, on_progress)
 
     task._outputs = slow  # type: ignore[method-assign]
+    told: list[tuple[str, str]] = []
+    for method in ("alone", "finish"):
+        monkeypatch.setattr(ledger, method, noting(told, method, getattr(ledger, method)))
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(operator, [blocks[2], *blocks[:2], blocks[3]])) == [
             expected[i] for i in (2, 0, 1, 3)
@@ -287,11 +293,20 @@ def test_a_document_in_doubt_is_alone_in_its_process(ledger: Ledger) -> None:
     alone = {name for name in company if name.count(" ") == 1}
     assert alone == {f"{name} {i}" for name in "ab" for i in (0, 2, 3)}
     assert {company[name] for name in alone} == {1}
-    # Whole blocks are not interleaved: what was said last of one must not outlive it.
-    assert [calls[0][0] for calls in task.calls if len(calls) == 1] in (
-        list("aaabbb"),
-        list("bbbaaa"),
-    )
+    # One block's rows are with the ledger before the next is in doubt: or the document that was
+    # alone last would be blamed for the next block's.
+    in_doubt = {key for method, key in told if method == "alone"}
+    blocks_told = [(method, key) for method, key in told if key in in_doubt]
+    assert [method for method, _ in blocks_told] == [*["alone"] * 3, "finish"] * 2
+    assert len({key for _, key in blocks_told[:4]}) == len({key for _, key in blocks_told[4:]}) == 1
+
+
+def noting(told: list[tuple[str, str]], name: str, method: Callable[..., None]) -> Any:
+    def noted(key: str, *given: Any) -> None:
+        told.append((name, key))
+        method(key, *given)
+
+    return noted
 
 
 def test_when_the_budget_is_spent_no_block_begins(
