@@ -31,7 +31,6 @@ GENERATION = (
     "no_repeat_ngram_size",
     "early_stopping",
 )
-BATCH_TOKENS = {"cpu": 16384, "cuda": 131072}
 COUNT = click.IntRange(min=1)
 
 
@@ -83,7 +82,8 @@ def _generation_options(command: Any) -> Any:
 def _run_options(command: Any) -> Any:
     for option in reversed(
         [
-            click.option("--batch-tokens", type=COUNT, help="Source tokens encoded at once."),
+            click.option("--batch-tokens", type=COUNT,
+                         help="Source tokens encoded at once. Default: what suits the device."),
             click.option("--rows-per-block", type=COUNT,
                          help="Default: rows / (32 x workers), at least 8 and at most 128."),
             click.option("--num-workers", type=COUNT,
@@ -235,7 +235,7 @@ def _task(options: dict[str, Any], device: str, problems: list[str]) -> Summariz
         max_source_tokens=limit,
         on_long=options["on_long"],
         dtype=dtype,
-        batch_tokens=options["batch_tokens"] or BATCH_TOKENS[device],
+        batch_tokens=options["batch_tokens"],
         seed=options["seed"],
     )
 

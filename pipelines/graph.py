@@ -32,6 +32,15 @@ from pipelines.watch import WatchCallback
 # default of one CPU, for then Ray merges the cut into blocks of N rows with it.
 
 
+# Blocks that a worker runs at once, each in a thread of its own: the last documents of one leave
+# places that those of the other take.
+BLOCKS_AT_ONCE = 2
+# One more waits at the worker, so that its place is taken without a word from the driver.
+_BLOCKS_IN_FLIGHT = BLOCKS_AT_ONCE + 1
+# What of the free memory workers plan with: Ray and the other operators take some too.
+_MEMORY_SHARE = 0.8
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one run takes of the cluster."""
@@ -45,9 +54,15 @@ class Resources:
 
     @property
     def blocks_at_risk(self) -> int:
-        """Most blocks whose work a kill can undo: what the workers run and what waits to be
-        written."""
-        return 2 * 2 * self.num_workers
+        """Most blocks whose work a kill can undo: as many as the workers hold, and as many again
+        that wait to be written."""
+        return 2 * _BLOCKS_IN_FLIGHT * self.num_workers
+
+    @property
+    def memory_share(self) -> float:
+        """What of the free memory one worker may plan with. A GPU is one worker's alone; on CPUs
+        all workers may be on one machine, as their threads suppose too."""
+        return _MEMORY_SHARE if self.device == "cuda" else _MEMORY_SHARE / self.num_workers
 
 
 def plan_resources(
@@ -149,13 +164,25 @@ def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Data
         .repartition(target_num_rows_per_block=rows)
         .map_batches(
             Generate,
-            fn_constructor_args=(task, ledger, resources.device, resources.num_threads, kept),
+            fn_constructor_args=(
+                task,
+                ledger,
+                resources.device,
+                resources.num_threads,
+                resources.memory_share,
+                kept,
+            ),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=resources.worker_cpus,
             memory=resources.worker_memory_bytes,
-            compute=ActorPoolStrategy(size=resources.num_workers, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(
+                size=resources.num_workers,
+                max_tasks_in_flight_per_actor=_BLOCKS_IN_FLIGHT,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                enable_true_multi_threading=True,  # or a lock lets one call in at a time
+            ),
             **gpus,
         )
     )

@@ -1,8 +1,9 @@
 """The ledger of a batch run: one small actor that outlives the workers.
 
 Workers tell it what they begin and finish. From that it knows how far the run is, whether the
-error budget is spent, and, when a worker process dies, which block it died on: the block is then
-run one document at a time, and a document that was alone when its worker died is given up.
+error budget is spent, and, when a worker process dies, which blocks it died on: each of them is
+then run one document at a time, with nothing else in its worker, and a document that was alone when
+its worker died is given up.
 """
 
 import time
@@ -28,6 +29,7 @@ class Tally:
     tokens_in: int = 0
     tokens_out: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    # Seconds of workers' time: blocks that ran in one worker at once share them.
     generate_s: float = 0.0
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -65,8 +67,10 @@ class Ledger:
         self._max_failed, self._failed_before = max_failed, failed_before
         self._done: dict[str, Tally] = {}
         self._total = Tally()
-        self._running: dict[str, str | None] = {}  # block -> the document alone in it, if any
-        self._deaths: Counter[str] = Counter()  # of blocks
+        self._running: dict[str, str] = {}  # block -> its worker
+        self._alone: dict[str, str] = {}  # block -> the one document that its worker runs
+        self._dead: set[str] = set()  # workers
+        self._suspects: set[str] = set()  # blocks that lost a worker
         self._given_up: dict[str, set[str]] = {}
         self._num_begun = 0
         self._samples: dict[str, str] = {}
@@ -87,24 +91,29 @@ class Ledger:
     def workers(self) -> list[Any]:
         return list(self._workers.values())
 
-    def begin(self, block: str) -> Order:
-        """A worker starts on a block. A block that is running already lost its worker."""
+    def begin(self, block: str, worker: str) -> Order:
+        """A worker starts on a block. A block that runs in another has lost that one.
+
+        Every process is another worker: names are not used again.
+        """
         self._moved += 1
         if self._over_budget():
             return Order(stop=True)
-        if block in self._running:
-            self._deaths[block] += 1
-            alone = self._running[block]
+        lost = self._running.get(block, worker)
+        alone = self._alone.pop(block, None)
+        if lost != worker:
+            self._dead.add(lost)
+            self._suspects.add(block)
             if alone is not None:
                 self._given_up.setdefault(block, set()).add(alone)
-        self._running[block] = None
+        self._running[block] = worker
         self._num_begun += 1
-        return Order(bool(self._deaths[block]), frozenset(self._given_up.get(block, ())))
+        return Order(block in self._suspects, frozenset(self._given_up.get(block, ())))
 
     def alone(self, block: str, document: str) -> None:
         """The worker of a block now runs this one document and nothing else."""
         self._moved += 1
-        self._running[block] = document
+        self._alone[block] = document
 
     def moved(self) -> None:
         """Something went on inside a block: no result yet, but no stall either."""
@@ -113,6 +122,7 @@ class Ledger:
     def finish(self, block: str, tally: Tally, samples: dict[str, str]) -> None:
         self._moved += 1
         self._running.pop(block, None)
+        self._alone.pop(block, None)
         if block not in self._done:  # a block run again after its node was lost counts once
             self._done[block] = tally
             self._total = self._total + tally
@@ -123,7 +133,7 @@ class Ledger:
             done=self._total,
             moved=self._moved,
             num_loading=len(self._loading) if not self._done else 0,
-            num_deaths=self._deaths.total(),
+            num_deaths=len(self._dead),
             load_s=self._load_s,
             samples=self._samples,
             num_begun=self._num_begun,

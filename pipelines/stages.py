@@ -21,6 +21,7 @@ from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
 from pipelines.ledger import Order, Tally, call, this_actor
+from pipelines.overlap import Room, Stopwatch
 from pipelines.storage import Location
 
 INPUT_IDS = "__input_ids"
@@ -53,7 +54,7 @@ class Encoder(Protocol):
 
 
 class Worker(Protocol):
-    """A loaded model. It stays loaded between blocks."""
+    """A loaded model. It stays loaded between blocks, and several threads call it at once."""
 
     def __call__(
         self, documents: Sequence[tuple[str, Sequence[int]]], on_progress: Callable[[], None]
@@ -70,7 +71,9 @@ class Task(Protocol):
 
     def load_encoder(self) -> Encoder: ...
 
-    def load_worker(self, device: str, num_threads: int) -> Worker: ...
+    def load_worker(self, device: str, num_threads: int, memory_share: float) -> Worker:
+        """Load the model; documents may take `memory_share` of what is then free on the device."""
+        ...
 
     def locations(self) -> list[Location]:
         """Local paths that every node must see."""
@@ -120,41 +123,62 @@ def _encoder_of(task: Task) -> Encoder:
 
 
 class Generate:
-    """Block of token ids -> block of output rows, on a model that stays loaded."""
+    """Block of token ids -> block of output rows, on a model that stays loaded.
+
+    Several threads call it at once, each with a block: while the last documents of one block are
+    generated, those of another keep the model busy.
+    """
 
     def __init__(
-        self, task: Task, ledger: Any, device: str, num_threads: int, kept: pa.Schema
+        self,
+        task: Task,
+        ledger: Any,
+        device: str,
+        num_threads: int,
+        memory_share: float,
+        kept: pa.Schema,
     ) -> None:
         self.ledger = ledger
         self.schema = output_schema(task.columns, kept)
         self.task_columns = task.columns.names
-        name = uuid.uuid4().hex
-        call(ledger, "loading", name, this_actor())
-        self.worker = task.load_worker(device, num_threads)
-        call(ledger, "loaded", name)
+        self.name = uuid.uuid4().hex  # of this process: its successor has another
+        call(ledger, "loading", self.name, this_actor())
+        self.worker = task.load_worker(device, num_threads, memory_share)
+        call(ledger, "loaded", self.name)
+        self._room, self._stopwatch = Room(), Stopwatch()
         self._told = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        ids = block.column(ID).to_pylist()
-        key = xxhash.xxh64("\0".join(ids).encode()).hexdigest()
-        started = time.monotonic()
-        order = self._begin(key)
-        runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
-        documents = {i: (ids[i], _token_ids(block, i)) for i in runnable}
-        outputs = dict(self._run(key, order, documents))
-        rows = self._assemble(block, outputs)
-        tally, samples = _tally(rows, time.monotonic() - started)
-        call(self.ledger, "finish", key, tally, samples)
-        _give_memory_back()
-        return rows
+        key = _key(block)
+        # Blocks begin inside: when the process dies, one that waited at the door is not in doubt.
+        with self._room.shared():
+            order = self._begin(key)
+            if not order.one_by_one:
+                return self._generate(key, order, block)
+        # The process died on this block, or on another that ran beside it. Until the ledger has
+        # its rows nothing else may run here, or a document would be blamed for somebody else's.
+        with self._room.alone():
+            return self._generate(key, order, block)
 
     def _begin(self, key: str) -> Order:
-        order: Order = call(self.ledger, "begin", key)
+        order: Order = call(self.ledger, "begin", key, self.name)
         if order.stop:
             # The driver ends the run as soon as the blocks before this one are written.
             time.sleep(30.0)
             raise RunFailed("the error budget is spent")
         return order
+
+    def _generate(self, key: str, order: Order, block: pa.Table) -> pa.Table:
+        self._stopwatch.start()
+        ids = block.column(ID).to_pylist()
+        runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
+        documents = {i: (ids[i], _token_ids(block, i)) for i in runnable}
+        outputs = dict(self._run(key, order, documents))
+        rows = self._assemble(block, outputs)
+        tally, samples = _tally(rows, self._stopwatch.stop())
+        call(self.ledger, "finish", key, tally, samples)
+        _give_memory_back()
+        return rows
 
     def _run(
         self, key: str, order: Order, documents: dict[int, tuple[str, Sequence[int]]]
@@ -173,6 +197,7 @@ class Generate:
                 yield index, output
 
     def _moved(self) -> None:
+        # Two blocks may both tell at the same moment; once too often does no harm.
         if time.monotonic() - self._told > _LEDGER_INTERVAL_S:
             self._told = time.monotonic()
             self.ledger.moved.remote()
@@ -236,6 +261,11 @@ def _error_type(error: Exception) -> str:
         WorkerDiedError: "WorkerDied",
     }
     return next((name for kind, name in kinds.items() if isinstance(error, kind)), "ModelError")
+
+
+def _key(block: pa.Table) -> str:
+    """The same for the same rows, in whatever process they are."""
+    return str(xxhash.xxh64("\0".join(block.column(ID).to_pylist()).encode()).hexdigest())
 
 
 def _token_ids(block: pa.Table, row: int) -> Sequence[int]:

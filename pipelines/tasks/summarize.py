@@ -36,7 +36,8 @@ RowError = dict[str, str] | None
 class Summarize:
     """Everything that decides what a summary says. Picklable: workers load the model themselves.
 
-    Units: `max_source_tokens` counts `<s>` and `</s>`.
+    Units: `max_source_tokens` counts `<s>` and `</s>`; `batch_tokens` counts source tokens encoded
+    at once, None takes what suits the device.
     """
 
     model: str
@@ -44,7 +45,7 @@ class Summarize:
     max_source_tokens: int
     on_long: Literal["truncate", "error"] = "truncate"
     dtype: str = "float32"
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     seed: int = 0
 
     name = "summarize"
@@ -53,8 +54,8 @@ class Summarize:
     def load_encoder(self) -> "SummarizeEncoder":
         return SummarizeEncoder(self)
 
-    def load_worker(self, device: str, num_threads: int) -> "SummarizeWorker":
-        return SummarizeWorker(self, device, num_threads)
+    def load_worker(self, device: str, num_threads: int, memory_share: float) -> "SummarizeWorker":
+        return SummarizeWorker(self, device, num_threads, memory_share)
 
     def fingerprint(self) -> dict[str, Any]:
         """What of the task can change a row. `batch_tokens` cannot, beyond rounding."""
@@ -193,12 +194,13 @@ def _coverage(length: int, kept: int) -> float:
 
 
 class SummarizeWorker:
-    """A loaded LED behind one engine."""
+    """A loaded LED behind one engine, which decodes the documents of all callers together."""
 
-    def __init__(self, task: Summarize, device: str, num_threads: int) -> None:
+    def __init__(self, task: Summarize, device: str, num_threads: int, memory_share: float) -> None:
         import torch
 
         from longformer_core.generation.engine import Engine
+        from longformer_core.memory import available_bytes
         from longformer_core.models.led import LEDForConditionalGeneration
 
         if device == "cpu":
@@ -211,7 +213,11 @@ class SummarizeWorker:
         self.model = LEDForConditionalGeneration.from_pretrained(
             directory, dtype=getattr(torch, task.dtype), device=device
         )
-        self.engine = Engine(self.model, batch_tokens=task.batch_tokens)
+        self.engine = Engine(
+            self.model,
+            batch_tokens=task.batch_tokens,
+            memory_bytes=int(memory_share * available_bytes(self.model.device)),
+        )
         options = task.generation
         special = {options.decoder_start_token_id, options.bos_token_id, options.pad_token_id}
         self.special = (special | set(options.eos_token_ids)) - {None}

@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from jobs.summarize import BATCH_TOKENS
 from longformer_core import LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.engine import Engine, Generation, Request
+from longformer_core.generation.engine import Engine
+from longformer_core.generation.handle import Generation, Request
 from tests.helpers import LED_BASE, LED_LARGE, TINY
 
 _POSITIONS = {"max_encoder_position_embeddings": 16384, "max_decoder_position_embeddings": 1024}
@@ -56,7 +56,7 @@ class Work:
 
 def engine_run(model: LEDForConditionalGeneration, work: Work) -> list[Generation]:
     """Decode all documents. The one place that knows how the engine is made and called."""
-    engine = Engine(model, batch_tokens=BATCH_TOKENS[model.device.type])
+    engine = Engine(model)
     requests = [
         Request(ids, work.options.replace(max_new_tokens=count, min_new_tokens=count))
         for ids, count in zip(work.documents, work.new_tokens, strict=True)

@@ -100,7 +100,7 @@ def bench_time(num_rows: int, rounds: int, num_workers: int) -> None:
     corpus = make_corpus(folder / "corpus", make_task(model, folder / "unused"), num_rows)
     plain = make_task(model, folder / "loop")
     blocks = loop_blocks(plain, corpus, 128)
-    worker = plain.load_worker("cpu", THREADS)
+    worker = plain.load_worker("cpu", THREADS, 0.5)
     job_s, loop_s = [], []
     for number in range(rounds):
         started = time.monotonic()

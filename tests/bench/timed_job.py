@@ -21,13 +21,13 @@ class Timed(Summarize):
 
     note: str
 
-    def load_worker(self, device: str, num_threads: int) -> "TimedWorker":
-        return TimedWorker(self, device, num_threads)
+    def load_worker(self, device: str, num_threads: int, memory_share: float) -> "TimedWorker":
+        return TimedWorker(self, device, num_threads, memory_share)
 
 
 class TimedWorker(SummarizeWorker):
-    def __init__(self, task: Timed, device: str, num_threads: int) -> None:
-        super().__init__(task, device, num_threads)
+    def __init__(self, task: Timed, device: str, num_threads: int, memory_share: float) -> None:
+        super().__init__(task, device, num_threads, memory_share)
         self.note = Path(task.note)
 
     def __call__(

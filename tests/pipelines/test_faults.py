@@ -30,7 +30,7 @@ from tests.pipelines.faults import Accident
 from tests.pipelines.parquet import destroy_page, invalid_utf8, write
 
 POISON, EXPLODE = "\x7f", "\x06"
-MAX_SOURCE_TOKENS = 192
+MAX_SOURCE_TOKENS, BLOCK = 192, 8
 NUM_PLAIN = 44
 # id -> the error that the row must end with: stage and type.
 EXPECTED = {
@@ -264,7 +264,8 @@ def test_a_document_that_kills_its_worker_is_given_up(
         output=str(output),
         model=str(led_directory),
         limit=200,
-        task={"kill": word, "journal": str(journal)},
+        rows_per_block=BLOCK,
+        task={"kill": word, "journal": str(journal), "company_s": 5.0},
     )
     assert report.manifest.errors == {"WorkerDied": 1}
     found = summaries(output)
@@ -273,7 +274,10 @@ def test_a_document_that_kills_its_worker_is_given_up(
     assert found.items() <= undisturbed.items()
     num_workers = len(list(journal.glob("*.log")))
     assert 3 <= num_workers <= 4, f"{num_workers - 1} deaths"
-    assert begun(journal)[victim] == 2
+    times = begun(journal)
+    assert times[victim] == 2
+    # The block that ran beside the victim's began again too, and none of its documents failed.
+    assert sum(times[name] > 1 for name in rows) > BLOCK, "the process died with one block in it"
 
 
 # --- the error budget ---

@@ -1,18 +1,24 @@
 """Text to token ids, with every row accounted for; ids to summaries; what a fingerprint covers."""
 
+import ctypes
 import dataclasses
 import json
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longformer_core import memory
+from longformer_core.errors import OutOfMemoryError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenizer import LEDTokenizerFast
 from pipelines.runs import differences
@@ -165,7 +171,7 @@ def test_a_worker_answers_every_document_with_its_own_summary(led_directory: Pat
     documents = [
         (f"row {i}", ids) for i, ids in enumerate(encode(task, texts).input_ids.to_pylist())
     ]
-    worker = pickle.loads(pickle.dumps(task)).load_worker("cpu", 2)
+    worker = pickle.loads(pickle.dumps(task)).load_worker("cpu", 2, 0.5)
     calls = []
     together = dict(worker(documents, lambda: calls.append(1)))
     assert sorted(together) == list(range(6))
@@ -183,26 +189,86 @@ def test_a_worker_answers_every_document_with_its_own_summary(led_directory: Pat
         assert len(tokenizer.encode(output.columns["summary"])) > 2
 
 
+def test_a_worker_computes_with_the_threads_it_was_given(led_directory: Path) -> None:
+    """Also where it decodes, which is neither the thread that loads it nor one that calls it.
+
+    A new thread takes over torch's number with its first operation of the right kind only.
+    """
+    documents = [("row", [0, *range(100, 130), 2])]
+    found: dict[str, int] = {}
+
+    def run() -> None:
+        worker = task_of(led_directory).load_worker("cpu", 3, 0.5)
+        encode = worker.model.encode
+
+        def counting(input_ids: Any, layout: Any) -> Any:
+            found[threading.current_thread().name] = _openmp_threads()
+            return encode(input_ids, layout)
+
+        worker.model.encode = counting  # type: ignore[method-assign]
+        assert len(list(worker(documents, lambda: None))) == 1
+
+    before = torch.get_num_threads()
+    loader = threading.Thread(target=run, name="loader")
+    loader.start()
+    loader.join()
+    torch.set_num_threads(before)
+    assert list(found.values()) == [3]
+    assert "loader" not in found
+
+
+def _openmp_threads() -> int:
+    """What this thread's products of matrices use; to ask torch would be to set it."""
+    library = next(
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "libgomp" in line
+    )
+    return int(ctypes.CDLL(library).omp_get_max_threads())
+
+
+def test_the_memory_is_shared(led_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document beyond a worker's share fails alone, and what fits in it is decoded."""
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)
+    documents = [("row", [0, *range(100, 130), 2])]
+    ((_, output),) = task_of(led_directory).load_worker("cpu", 2, 0.5)(documents, lambda: None)
+    assert output.error is None
+    ((_, output),) = task_of(led_directory).load_worker("cpu", 2, 1e-5)(documents, lambda: None)
+    assert isinstance(output.error, OutOfMemoryError)
+
+
+def test_several_blocks_at_once_give_the_same_rows(led_directory: Path) -> None:
+    task = task_of(led_directory)
+    texts = [text[: 100 + 20 * i] for i, text in enumerate(corpus_texts(24))]
+    rows = [(f"row {i}", ids) for i, ids in enumerate(encode(task, texts).input_ids.to_pylist())]
+    worker = task.load_worker("cpu", 2, 0.5)
+    one_by_one = [dict(worker([row], lambda: None))[0] for row in rows]
+    with ThreadPoolExecutor(3) as pool:
+        blocks = [rows[i : i + 6] for i in range(0, 24, 6)]
+        found = list(pool.map(lambda block: dict(worker(block, lambda: None)), blocks))
+    assert [block[i] for block in found for i in range(6)] == one_by_one
+
+
 def test_an_end_at_once_is_an_empty_summary(led_directory: Path) -> None:
     generation = task_of(led_directory).generation.replace(
         forced_bos_token_id=0, forced_eos_token_id=2, max_new_tokens=2, num_beams=1
     )
     task = task_of(led_directory, generation=generation)
-    ((_, output),) = task.load_worker("cpu", 2)([("x", [0, 100, 2])], lambda: None)
+    ((_, output),) = task.load_worker("cpu", 2, 0.5)([("x", [0, 100, 2])], lambda: None)
     assert output.columns == {"summary": ""}
     assert output.num_tokens_out == 0
 
 
 def test_sampling_depends_on_the_row_and_the_seed_alone(led_directory: Path) -> None:
     sampling = task_of(led_directory).generation.replace(do_sample=True, num_beams=1)
-    worker = task_of(led_directory, generation=sampling).load_worker("cpu", 2)
+    worker = task_of(led_directory, generation=sampling).load_worker("cpu", 2, 0.5)
     ids = encode(task_of(led_directory), [corpus_texts(1)[0][:300]]).input_ids.to_pylist()[0]
     rows = [(name, ids) for name in "abcd"]
     first = {i: o.columns["summary"] for i, o in worker(rows, lambda: None)}
     assert len(set(first.values())) == 4
     reverse = {i: o.columns["summary"] for i, o in worker(rows[::-1], lambda: None)}
     assert reverse == {3 - i: text for i, text in first.items()}
-    other = task_of(led_directory, generation=sampling, seed=1).load_worker("cpu", 2)
+    other = task_of(led_directory, generation=sampling, seed=1).load_worker("cpu", 2, 0.5)
     assert {i: o.columns["summary"] for i, o in other(rows, lambda: None)} != first
 
 
