@@ -35,10 +35,11 @@ class BeamSearch(Search):
         "origins",
         "ended_origins",
     )
+    _padded = (*Search._padded, "ended_tokens", "origins", "ended_origins")
 
     def __init__(
         self,
-        options: GenerationConfig,
+        options: Sequence[GenerationConfig],
         sources: Sequence[Tensor],
         seeds: Sequence[int | None],
         device: torch.device,
@@ -48,7 +49,7 @@ class BeamSearch(Search):
         self.ended_lengths = torch.ones_like(self.scores, dtype=torch.int64)
         self.ended_scores = torch.full_like(self.scores, _NEVER)
         self.is_ended = torch.zeros_like(self.scores, dtype=torch.bool)
-        width = options.total_length if options.output_scores else 0
+        width = self.tokens.shape[-1] if self.options.output_scores else 0
         self.origins = torch.zeros_like(self.tokens[..., :width])
         self.ended_origins = self.origins
         # The rows start equal; only the first counts, or all would find the same candidates.
@@ -71,7 +72,7 @@ class BeamSearch(Search):
         at = self.lengths.to(logits.device)[:, None]
         tokens = _append(self.tokens, parents, at, newest)
         origins = _append(self.origins, parents, at, parents)
-        is_end = self._is_end(tokens, newest) | (at + 1 >= self.options.total_length)
+        is_end = self._is_end(tokens, newest) | (at + 1 >= self.longest.to(at.device)[:, None])
         self._collect(tokens, origins, scores, is_end)
 
         scores = scores + is_end * _NEVER
@@ -124,7 +125,7 @@ class BeamSearch(Search):
         """
         options, lengths = self.options, self.lengths - 1
         if options.early_stopping == "never" and options.length_penalty > 0:
-            lengths = torch.full_like(lengths, options.total_length - 1)
+            lengths = self.longest - 1
         possible = self.scores[:, :1] / self._divisors(lengths)
         worst = self.ended_scores.amin(1, keepdim=True)
         worst = torch.where(self.is_ended, worst, _NEVER)

@@ -1,11 +1,12 @@
 """How to decode: beams, lengths, penalties and sampling, under their published names."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from longformer_core.config import LEDConfig, read_json, write_json
 from longformer_core.errors import ConfigError, did_you_mean
@@ -40,6 +41,7 @@ GENERATION_FILE = "generation_config.json"
 
 EarlyStopping = bool | Literal["never"]
 TokenIds = tuple[int, ...]
+_Options = TypeVar("_Options", bound="GenerationConfig")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,6 +240,15 @@ class GenerationConfig:
         return self.min_length if self.min_new_tokens is None else self.min_new_tokens + 1
 
     @property
+    def without_lengths(self) -> Self:
+        """Return the same options without the four lengths, for a search that has those by itself.
+
+        Documents of which these are equal are searched together.
+        """
+        found: Self = _without_lengths(self)
+        return found
+
+    @property
     def rows_per_document(self) -> int:
         """Return how many rows of one document are decoded side by side.
 
@@ -372,6 +383,11 @@ class GenerationConfig:
                 self.shortest_length,
                 self.total_length,
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _without_lengths(options: _Options) -> _Options:
+    return options.replace(max_length=None, max_new_tokens=None, min_length=0, min_new_tokens=None)
 
 
 def _tuples(value: Any) -> Any:

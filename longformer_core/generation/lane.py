@@ -86,10 +86,11 @@ class Lane:
             is_run=is_run,
         )
         self._groups: list[_Group] = []
-        for options in dict.fromkeys(request.options for request in requests):
-            places = [i for i, r in enumerate(requests) if r.options == options]
+        shared = [request.options.without_lengths for request in requests]
+        for options in dict.fromkeys(shared):
+            places = [i for i, own in enumerate(shared) if own == options]
             search = start_search(
-                options,
+                [requests[i].options for i in places],
                 [texts[i] for i in places],
                 [requests[i].seed for i in places],
                 model.device,

@@ -23,7 +23,6 @@ _NO_RULE: dict[str, object] = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": (),
-    "shortest_length": 0,
     "prefix_allowed_tokens_fn": None,
     "forced_bos_token_id": None,
     "forced_eos_token_ids": (),
@@ -38,13 +37,17 @@ class History:
     """What the rows have read and written so far.
 
     Shapes: tokens [B, K, L]; lengths [B] on the CPU, tokens written so far by every row of a
-    document, start token included; source_ids [B, S] and source_lengths [B], padded anyhow.
+    document, start token included; source_ids [B, S] and source_lengths [B], padded anyhow;
+    shortest, longest [B] on the CPU, or a number for all: the lengths, start token included,
+    before which no row may end and at which every row does.
     """
 
     tokens: Tensor
     lengths: Tensor
     source_ids: Tensor
     source_lengths: Tensor
+    shortest: Tensor | int
+    longest: Tensor | int
 
 
 class ScoreRules:
@@ -88,7 +91,7 @@ class ScoreRules:
 
         Shapes: scores [B, K, V] float32, logits or log-probabilities; returns the same.
         """
-        if self._has_rules:
+        if self._has_rules or bool((history.lengths < history.shortest).any()):
             scores = self._apply(scores.clone(), history)
         if self._options.do_sample:
             scores = sampling_scores(scores, self._options)
@@ -101,13 +104,13 @@ class ScoreRules:
         self._penalize_repetition(scores, history)
         self._ban_ngrams(scores, history)
         options, lengths = self._options, history.lengths
-        _ban(scores, lengths < options.shortest_length, self._eos)
+        _ban(scores, lengths < history.shortest, self._eos)
         if options.prefix_allowed_tokens_fn is not None:
             scores = self._allow(scores, history)
         if len(self._forced_bos):
             _force(scores, lengths == 1, self._forced_bos)
         if len(self._forced_eos):
-            _force(scores, lengths == options.total_length - 1, self._forced_eos)
+            _force(scores, lengths == history.longest - 1, self._forced_eos)
         self._hasten_end(scores, lengths)
         scores.index_fill_(-1, self._suppressed, -math.inf)
         # With a forced first token, the beginning that options can steer is the second one.

@@ -28,7 +28,7 @@ class LookupSearch(RowSearch):
 
     def __init__(
         self,
-        options: GenerationConfig,
+        options: Sequence[GenerationConfig],
         sources: Sequence[Tensor],
         seeds: Sequence[int | None],
         device: torch.device,
@@ -53,7 +53,7 @@ class LookupSearch(RowSearch):
         tokens = torch.cat([newest[:, None], self.guesses], 1)
         ahead = torch.arange(self.num_rows)
         positions = (self.lengths - 1)[:, None] + ahead
-        return tokens.flatten(), positions.clamp(max=self.options.total_length - 2).flatten()
+        return tokens.flatten(), positions.clamp(max=self.longest[:, None] - 2).flatten()
 
     def advance(self, logits: Tensor) -> Step:
         """Extend every document by one token, and one more for each guess that was right."""
@@ -81,12 +81,14 @@ class LookupSearch(RowSearch):
         at = places.clamp(max=self.tokens.shape[-1] - 1).to(logits.device)
         guessed = self.tokens.clone()
         guessed[:, 0].scatter_(-1, at, self.guesses)
-        lengths = (self.lengths[:, None] + torch.arange(self.num_rows)).flatten()
+        lengths = self.lengths[:, None] + torch.arange(self.num_rows)
         history = History(
             guessed.repeat_interleave(self.num_rows, 0),
-            lengths.clamp(max=self.options.total_length - 1),
+            lengths.clamp(max=self.longest[:, None] - 1).flatten(),
             self.source_ids.repeat_interleave(self.num_rows, 0),
             self.source_lengths.repeat_interleave(self.num_rows, 0),
+            self.shortest.repeat_interleave(self.num_rows),
+            self.longest.repeat_interleave(self.num_rows),
         )
         return self._rules(logits.flatten(0, 1)[:, None], history)[:, 0].view_as(logits)
 
@@ -94,13 +96,13 @@ class LookupSearch(RowSearch):
         """Write the tokens that are certain; return how many [B], and who is finished [B]."""
         counts = []
         for document, tokens in enumerate(best.tolist()):
-            room = self.options.total_length - int(self.lengths[document])
+            room = int(self.longest[document] - self.lengths[document])
             most = min(room, 1 + int(is_right[document].sum()))
             counts.append(self._write(document, tokens[:most]))
         kept = torch.tensor(counts, device=best.device)
         self.lengths = self.lengths + torch.tensor(counts)
         self.num_written = self.num_written + kept[:, None]
-        is_full = (self.lengths >= self.options.total_length).to(best.device)
+        is_full = (self.lengths >= self.longest).to(best.device)
         return kept, self.is_ended[:, 0] | is_full
 
     def _write(self, document: int, tokens: list[int]) -> int:

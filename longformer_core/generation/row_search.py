@@ -23,7 +23,7 @@ class RowSearch(Search):
 
     def __init__(
         self,
-        options: GenerationConfig,
+        options: Sequence[GenerationConfig],
         sources: Sequence[Tensor],
         seeds: Sequence[int | None],
         device: torch.device,
@@ -31,8 +31,8 @@ class RowSearch(Search):
         super().__init__(options, sources, seeds, device)
         self.is_ended = torch.zeros_like(self.scores, dtype=torch.bool)
         self.num_written = torch.zeros_like(self.scores, dtype=torch.int64)
-        ends = options.eos_token_ids
-        self._pad = ends[0] if options.pad_token_id is None else options.pad_token_id
+        ends, own_pad = self.options.eos_token_ids, self.options.pad_token_id
+        self._pad = ends[0] if own_pad is None else own_pad
 
     def advance(self, logits: Tensor) -> Step:
         """Extend every row by one token; an ended row is padded until its siblings end."""
@@ -56,7 +56,7 @@ class RowSearch(Search):
         self.num_written = self.num_written + is_running
         self.is_ended = self.is_ended | self._is_end(self.tokens, newest)
         self.lengths = self.lengths + 1
-        is_full = (self.lengths >= self.options.total_length).to(logits.device)
+        is_full = (self.lengths >= self.longest).to(logits.device)
         return step_of(None, self.is_ended.all(-1) | is_full, (is_failed & is_running).any(-1))
 
     def result(self, document: int) -> tuple[list[list[int]], list[float]]:

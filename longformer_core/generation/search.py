@@ -39,31 +39,45 @@ class Step:
 
 
 class Search(abc.ABC):
-    """Hold the sequences of several documents under one set of options, and extend them.
+    """Hold the sequences of several documents, and extend them.
 
+    All have the same options but for the lengths.
     generators: what each document draws from, so that its text does not depend on its neighbours.
     step_scores: each document's scores of every step, [K, V] on the CPU, if they are asked for.
     Shapes: tokens [B, K, L]; lengths [B] on the CPU, start token included; scores [B, K];
-    source_ids [B, S] and source_lengths [B], with S = 0 when no rule looks at the source.
+    source_ids [B, S] and source_lengths [B], with S = 0 when no rule looks at the source; shortest
+    and longest [B] on the CPU, see `History`.
     """
 
-    _state: tuple[str, ...] = ("tokens", "lengths", "scores", "source_ids", "source_lengths")
+    _state: tuple[str, ...] = (
+        "tokens",
+        "lengths",
+        "scores",
+        "source_ids",
+        "source_lengths",
+        "shortest",
+        "longest",
+    )
+    # Those whose last dimension is as wide as the widest document needs.
+    _padded: tuple[str, ...] = ("tokens", "source_ids")
     _lists = ("generators", "step_scores")
 
     def __init__(
         self,
-        options: GenerationConfig,
+        options: Sequence[GenerationConfig],
         sources: Sequence[Tensor],
         seeds: Sequence[int | None],
         device: torch.device,
     ) -> None:
-        self.options = options
-        self._rules = ScoreRules(options, device)
-        self._ends = torch.tensor(options.eos_token_ids, device=device)
-        self.num_rows = options.rows_per_document
+        self.options = options[0].without_lengths
+        self._rules = ScoreRules(self.options, device)
+        self._ends = torch.tensor(self.options.eos_token_ids, device=device)
+        self.num_rows = self.options.rows_per_document
+        self.shortest = torch.tensor([own.shortest_length for own in options])
+        self.longest = torch.tensor([own.total_length for own in options])
         shape = (len(sources), self._num_sequences)
-        start = options.decoder_start_token_id
-        self.tokens = torch.full((*shape, options.total_length), start, device=device)
+        start = self.options.decoder_start_token_id
+        self.tokens = torch.full((*shape, int(self.longest.max())), start, device=device)
         self.lengths = torch.ones(len(sources), dtype=torch.int64)
         self.scores = torch.zeros(shape, device=device)
         texts = [ids if self._needs_source else ids[:0] for ids in sources]
@@ -122,17 +136,25 @@ class Search(abc.ABC):
         """Append another search's documents, which may be at other lengths than these."""
         assert type(self) is type(other)
         assert self.options == other.options
-        width = max(self.source_ids.shape[1], other.source_ids.shape[1])
-        for search in (self, other):
-            search.source_ids = pad(search.source_ids, (0, width - search.source_ids.shape[1]))
         for name in self._state:
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+            parts = [getattr(self, name), getattr(other, name)]
+            if name in self._padded:
+                width = max(part.shape[-1] for part in parts)
+                parts = [pad(part, (0, width - part.shape[-1])) for part in parts]
+            setattr(self, name, torch.cat(parts))
         for name in self._lists:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def _process(self, scores: Tensor) -> Tensor:
         """Return what the options make of the next token's scores [B, K, V]; record it if asked."""
-        history = History(self.tokens, self.lengths, self.source_ids, self.source_lengths)
+        history = History(
+            self.tokens,
+            self.lengths,
+            self.source_ids,
+            self.source_lengths,
+            self.shortest,
+            self.longest,
+        )
         scores = self._rules(scores, history)
         if self.options.output_scores:
             for steps, step in zip(self.step_scores, scores.cpu(), strict=True):

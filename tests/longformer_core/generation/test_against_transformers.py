@@ -155,9 +155,16 @@ def score_of(case: Case, document: int, row: Sequence[int]) -> float:
     scores = logits if options.num_beams == 1 else logits.log_softmax(-1)
     gains = []
     for length, token in enumerate(row, start=1):
-        history = History(tokens[None], torch.tensor([length]), text, torch.tensor([text.shape[1]]))
+        history = history_of(options, tokens[None], length, text)
         gains.append(rules(scores[:, length - 1 : length], history)[0, 0, token])
     return float(gains[-1] if options.num_beams == 1 else sum(gains))
+
+
+def history_of(options: GenerationConfig, tokens: Tensor, length: int, sources: Tensor) -> History:
+    """Describe one document of which `length` tokens are written."""
+    source_lengths = torch.tensor([sources.shape[1]])
+    limits = (options.shortest_length, options.total_length)
+    return History(tokens, torch.tensor([length]), sources, source_lengths, *limits)
 
 
 Trace = list[set[tuple[int, ...]]]
@@ -396,9 +403,7 @@ def test_the_sampled_distribution_is_the_published_one(
             scores = ours(sources, decoder_input_ids=tokens).logits.log_softmax(-1)
         for length in range(1, tokens.shape[1]):
             last = scores[:, length - 1]
-            history = History(
-                tokens[None], torch.tensor([length]), sources, torch.tensor([len(texts[0])])
-            )
+            history = history_of(config, tokens[None], length, sources)
             mine = ScoreRules(config, CPU)(last[None], history)[0].softmax(-1)
             other = published_scores(theirs, options, sources, tokens[:, :length], last)
             torch.testing.assert_close(mine, other.softmax(-1), atol=1e-6, rtol=0)
@@ -478,7 +483,7 @@ def searched(
     seed: int,
 ) -> Search:
     """Search to the end over one document, on the published model's logits."""
-    search = start_search(GenerationConfig(**options), [source[0]], [seed], CPU)
+    search = start_search([GenerationConfig(**options)], [source[0]], [seed], CPU)
     is_finished = False
     while not is_finished:
         rows = search.tokens[0, :, : int(search.lengths[0])]

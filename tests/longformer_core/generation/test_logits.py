@@ -70,9 +70,11 @@ def case(seed: int, num_documents: int, num_rows: int) -> tuple[Tensor, Tensor, 
 def apply(
     options: dict[str, Any], tokens: Tensor, lengths: Tensor, sources: Tensor, scores: Tensor
 ) -> Tensor:
-    rules = ScoreRules(GenerationConfig(**options), torch.device("cpu"))
+    config = GenerationConfig(**options)
+    rules = ScoreRules(config, torch.device("cpu"))
     source_lengths = torch.full((len(sources),), sources.shape[1])
-    return rules(scores, History(tokens, lengths, sources, source_lengths))
+    limits = (config.shortest_length, config.total_length)
+    return rules(scores, History(tokens, lengths, sources, source_lengths, *limits))
 
 
 def random_rules(seed: int) -> dict[str, Any]:
@@ -121,14 +123,17 @@ def test_documents_of_different_lengths_do_not_meet(seed: int) -> None:
     options = {**LENGTHS, **RULES}
     tokens, sources, scores = case(seed, num_documents=4, num_rows=2)
     lengths, source_lengths = torch.tensor([1, 2, 7, 11]), torch.tensor([9, 1, 2, 5])
-    rules = ScoreRules(GenerationConfig(**options), torch.device("cpu"))
-    together = rules(scores, History(tokens, lengths, sources, source_lengths))
+    config = GenerationConfig(**options)
+    limits = (config.shortest_length, config.total_length)
+    rules = ScoreRules(config, torch.device("cpu"))
+    together = rules(scores, History(tokens, lengths, sources, source_lengths, *limits))
     for i in range(4):
         own_tokens, own_source = (
             tokens[i : i + 1, :, : lengths[i]],
             sources[i : i + 1, : source_lengths[i]],
         )
-        history = History(own_tokens, lengths[i : i + 1], own_source, source_lengths[i : i + 1])
+        own = (lengths[i : i + 1], own_source, source_lengths[i : i + 1])
+        history = History(own_tokens, *own, *limits)
         assert torch.equal(together[i : i + 1], rules(scores[i : i + 1], history))
 
 

@@ -79,7 +79,7 @@ def test_scores_of_every_kept_token_are_recorded() -> None:
 def copier(text: Document, steps: list[int]) -> list[Document]:
     """Search with a model that copies `text`, then ends; note the steps that it took."""
     options = GenerationConfig(max_new_tokens=40, prompt_lookup_num_tokens=4)
-    search = start_search(options, [torch.tensor(text)], [None], torch.device("cpu"))
+    search = start_search([options], [torch.tensor(text)], [None], torch.device("cpu"))
     assert isinstance(search, LookupSearch)
     following = dict(zip([2, *text], [*text, 2], strict=True))
     while True:

@@ -26,7 +26,7 @@ def language(seed: int) -> Tensor:
 def begin(num_documents: int, **options: Any) -> Search:
     config = GenerationConfig(decoder_start_token_id=START, **options)
     texts = [torch.tensor([0, END])] * num_documents
-    return start_search(config, texts, list(range(num_documents)), CPU)
+    return start_search([config] * num_documents, texts, list(range(num_documents)), CPU)
 
 
 def run(search: Search, table: Tensor) -> list[tuple[list[list[int]], list[float]]]:
@@ -126,12 +126,31 @@ def test_documents_with_sources_of_other_lengths_join() -> None:
     options = {"max_new_tokens": 5, "encoder_no_repeat_ngram_size": 1, "min_length": 6}
     config = GenerationConfig(decoder_start_token_id=START, **options)
     sources = [torch.tensor([4]), torch.tensor([1, 3, 5]), torch.tensor([0, 2])]
-    alone = [run(start_search(config, [s], [None], CPU), table)[0] for s in sources]
-    search = start_search(config, sources[:1], [None], CPU)
+    alone = [run(start_search([config], [s], [None], CPU), table)[0] for s in sources]
+    search = start_search([config], sources[:1], [None], CPU)
     for source in sources[1:]:
-        search.extend(start_search(config, [source], [None], CPU))
+        search.extend(start_search([config], [source], [None], CPU))
     assert run(search, table) == alone
     assert len({tuple(sequences[0]) for sequences, _ in alone}) > 1
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_documents_with_other_lengths_share_a_search(options: dict[str, Any]) -> None:
+    """Together from the beginning, or joined: each is as long as its own options say."""
+    table = language(1)
+    table[:, END] -= 1.0
+    wishes = [{"max_new_tokens": 9}, {"max_length": 4}, {"max_new_tokens": 6, "min_length": 6}]
+    base = {name: value for name, value in options.items() if name != "min_length"}
+    configs = [GenerationConfig(decoder_start_token_id=START, **base, **wish) for wish in wishes]
+    text = torch.tensor([0, END])
+    alone = [run(start_search([config], [text], [1], CPU), table)[0] for config in configs]
+    together = start_search(configs, [text] * 3, [1] * 3, CPU)
+    assert run(together, table) == alone
+    joined = start_search(configs[1:2], [text], [1], CPU)
+    joined.extend(start_search(configs[:1], [text], [1], CPU))
+    joined.extend(start_search(configs[2:], [text], [1], CPU))
+    assert run(joined, table) == [alone[1], alone[0], alone[2]]
+    assert len({len(sequences[0]) for sequences, _ in alone}) > 1
 
 
 @pytest.mark.parametrize("options", OPTIONS)
