@@ -12,16 +12,16 @@ equally good; in bfloat16 the agreement is printed instead.
 
 transformers runs as it ships, documents sorted by length and padded, at the batch size that was
 fastest on a sample of them. On the CPU ours in bfloat16 runs against both dtypes of theirs, one
-line each, and has to meet the goals in both. All take turns in one process. `per_token` is the
-ratio of the times of every token but each document's first, which is timed by itself and taken off;
-ours includes the keys and values of the source where the engine prepares them for many tokens but
-not for one. `whole` is the ratio of all time. The bytes of a step are the fewest that have to be
-read: the weights once, the source as states or as keys and values, and the tokens written so far.
+line each, and has to meet the goals in both. All take turns in one process. `first` is the ratio of
+the times to the first logits, encoding and the source's keys and values included; `per_token` that
+of the time after it, and `whole` that of all time. The bytes of a step are the fewest that have to
+be read: the weights once, the source as states or as keys and values, and the tokens written.
 """
 
 import argparse
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ GOALS: dict[tuple[str, str, str], dict[str, str]] = {
     ("cpu", "bfloat16", "16k-beams"): {"per_token": "at least 12.0"},
     ("cuda", "bfloat16", "16k-greedy"): {"per_token": "at least 8.0"},
     ("cuda", "bfloat16", "16k-beams-16"): {
-        "per_token": "at least 10.0",
+        "whole": "at least 10.0",
         "floor_share": "at least 0.45",
     },
 }
@@ -78,7 +78,7 @@ class Theirs:
 
 @dataclass(frozen=True)
 class Times:
-    """Median seconds of one side: for all tokens, and for the first of every document alone."""
+    """Median seconds of one side: for all tokens, and until the first logits."""
 
     whole: float
     first: float
@@ -158,19 +158,37 @@ def step_bytes(config: LEDConfig, work: Work, itemsize: int) -> int:
 def measure(
     ours: LEDForConditionalGeneration, theirs: Mapping[str, Theirs], work: Work, rounds: int
 ) -> dict[str, Times]:
-    short = work.writing([1] * len(work.documents))
-    calls: dict[str, Callable[[], Any]] = {
-        "ours": lambda: engine_run(ours, work),
-        "ours-first": lambda: engine_run(ours, short),
-    }
+    first: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
+
+    def timed(name: str, model: Any, run: Callable[[], Any]) -> Callable[[], None]:
+        return lambda: first[name].append(seconds_to_first_logits(model, run))
+
+    calls = {"ours": timed("ours", ours, lambda: engine_run(ours, work))}
     for name, their in theirs.items():
-        calls |= {name: their.run(work), f"{name}-first": their.run(short)}
-    median = alternate(calls, rounds)
-    return {name: Times(median[name], median[f"{name}-first"]) for name in ("ours", *theirs)}
+        calls[name] = timed(name, their.model, their.run(work))
+    whole = alternate(calls, rounds)
+    # As in `alternate`, the first turn is not counted.
+    return {name: Times(whole[name], statistics.median(first[name][1:])) for name in calls}
+
+
+def seconds_to_first_logits(model: Any, run: Callable[[], Any]) -> float:
+    """Run to the end; return when the output projection had its first result."""
+    found: list[float] = []
+
+    def note(*_: Any) -> None:
+        if not found:
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+
+    with model.lm_head.register_forward_hook(note):
+        started = time.perf_counter()
+        run()
+    return found[0]
 
 
 def figures(mine: Times, theirs: Times, work: Work) -> dict[str, Any]:
-    """Return what the times say; the tokens after every document's first are the decoder's."""
+    """Return what the times say."""
     num_tokens = sum(work.new_tokens)
     num_decoded = num_tokens - len(work.documents)
     values: dict[str, Any] = {
