@@ -24,14 +24,12 @@ from longformer_core.errors import (
     ConfigError,
     DeadlineError,
     LongformerError,
-    OutOfMemoryError,
-    ShapeError,
-    TooLongError,
 )
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.handle import Generation, Handle, Request
 from longformer_core.generation.lane import Lane, Model
-from longformer_core.memory import available_bytes, encoding_numbers, row_numbers, source_numbers
+from longformer_core.generation.plan import Plan
+from longformer_core.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +80,8 @@ class Engine:
         for name, value in budgets.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or greater")
-        self._batch_tokens, self._max_rows, self._memory_bytes = budgets.values()
+        self._batch_tokens, self._max_rows = batch_tokens, max_rows
+        self._plan = Plan(model.config, model.dtype, form, memory_bytes)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_stopping = False
@@ -172,7 +171,9 @@ class Engine:
         fitting = []
         for handle in handles:
             handle.on_cancel = self._note_cancel
-            error = self._unfit(handle)
+            error = self._plan.unfit(handle)
+            if self._is_stopping:
+                error = CancelledError("the program ends, and no document is begun any more")
             if error is None:
                 fitting.append(handle)
             else:
@@ -205,76 +206,6 @@ class Engine:
         # A plain store, no lock: a generator that the garbage collector closes may come here from
         # any place, also from one that holds the lock.
         self._has_cancelled = True
-
-    def _unfit(self, handle: Handle) -> LongformerError | None:
-        request, config = handle.request, self._model.config
-        if self._is_stopping:
-            return CancelledError("the program ends, and no document is begun any more")
-        limit = config.max_encoder_position_embeddings
-        if handle.num_tokens == 0:
-            return ShapeError("the document has no tokens; give at least one")
-        if handle.num_tokens > limit:
-            return TooLongError(
-                f"the document has {handle.num_tokens} tokens but the encoder has {limit} "
-                "positions; shorten it or choose a model with more positions"
-            )
-        try:
-            ids = torch.as_tensor(request.input_ids)
-        except (TypeError, ValueError, RuntimeError) as error:
-            return ShapeError(f"the document's tokens are no whole numbers: {error}")
-        if ids.dim() != 1 or ids.is_floating_point():
-            return ShapeError(
-                f"the document's tokens are a {ids.dim()}-dimensional tensor of {ids.dtype}; give "
-                "one list of whole numbers"
-            )
-        least, most = int(ids.min()), int(ids.max())
-        if least < 0 or most >= config.vocab_size:
-            return ShapeError(
-                f"the document's token ids reach from {least} to {most}; they must be from 0 to "
-                f"{config.vocab_size - 1}"
-            )
-        positions = () if request.global_positions is None else request.global_positions
-        if not all(0 <= position < handle.num_tokens for position in positions):
-            return ShapeError(
-                f"global_positions are {list(positions)} but the document has {handle.num_tokens} "
-                "tokens, counted from 0"
-            )
-        if request.valid is not None and len(request.valid) != handle.num_tokens:
-            return ShapeError(
-                f"valid has {len(request.valid)} flags but the document has {handle.num_tokens} "
-                "tokens; give one for each"
-            )
-        if self._bytes([handle]) > self._memory_bytes:
-            return self._does_not_fit(handle)
-        return None
-
-    def _bytes(self, pack: Sequence[Handle], decoding: Sequence[Handle] = ()) -> int:
-        """Return what is needed beside the weights to encode a pack, and then hold it, at most.
-
-        decoding: those that are held beside it.
-        """
-        config = self._model.config
-        num_tokens = sum(handle.num_tokens for handle in pack)
-        numbers = encoding_numbers(config.d_model, config.encoder_ffn_dim, num_tokens)
-        return numbers * self._model.dtype.itemsize + self._held_bytes([*decoding, *pack])
-
-    def _held_bytes(self, handles: Sequence[Handle]) -> int:
-        """Return what documents take while they decode, at most.
-
-        Those of one kind share a cache, which has room for its longest in all rows.
-        """
-        config = self._model.config
-        longest: dict[tuple[int, bool], int] = {}
-        numbers = 0
-        for handle in handles:
-            num_rows, num_steps = handle.num_rows, handle.num_steps
-            longest[handle.kind] = max(num_steps, longest.get(handle.kind, 0))
-            numbers += source_numbers(
-                config, handle.num_tokens, num_rows * num_steps, form=self._form
-            )
-        for handle in handles:
-            numbers += handle.num_rows * row_numbers(config, longest[handle.kind])
-        return numbers * self._model.dtype.itemsize
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -395,7 +326,7 @@ class Engine:
         return (
             (not pack or sum(h.num_tokens for h in new) <= self._batch_tokens)
             and sum(h.num_rows for h in (*decoding, *new)) <= self._max_rows
-            and self._bytes(new, decoding) <= self._memory_bytes
+            and self._plan.num_bytes(new, decoding) <= self._plan.memory_bytes
         )
 
     def _step_all(self) -> None:
@@ -452,20 +383,11 @@ class Engine:
             return error
         explained: LongformerError
         if _is_out_of_memory(error):
-            explained = self._does_not_fit(handle)
+            explained = self._plan.does_not_fit(handle)
         else:
             explained = LongformerError(f"decoding failed with {type(error).__name__}: {error}")
         explained.__cause__ = error
         return explained
-
-    def _does_not_fit(self, handle: Handle) -> OutOfMemoryError:
-        return OutOfMemoryError(
-            f"a document of {handle.num_tokens} tokens with {handle.num_rows} rows of up to "
-            f"{handle.request.options.total_length - 1} tokens does not fit into memory even "
-            f"alone: it needs about {self._bytes([handle]) / 1e9:.3g} GB beside the weights, of "
-            f"{self._memory_bytes / 1e9:.3g} GB; shorten it, lower num_beams, or use a larger "
-            "device"
-        )
 
     def _tick(self) -> None:
         for watcher in list(self._watchers):

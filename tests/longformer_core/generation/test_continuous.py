@@ -222,7 +222,7 @@ class Story:
 
 def planned(engine: Engine) -> int:
     """What the engine reckons that those that decode take."""
-    return engine._held_bytes([handle for lane in engine._lanes for handle in lane.handles])
+    return engine._plan.held_bytes([handle for lane in engine._lanes for handle in lane.handles])
 
 
 def random_item(pick: random.Random, options: list[int]) -> Item:
@@ -256,7 +256,7 @@ def test_whatever_happens_to_others_a_documents_text_is_its_own(seed: int) -> No
     model.max_rows = pick.choice([10**9, 10**9, 8, 4])
     form: Form = pick.choice(["auto", "absorbed", "projected"])
     probe = Engine(fragile(), memory_bytes=2**40, form=form)
-    largest = max(probe._bytes([Handle(item.request)]) for item in items)
+    largest = max(probe._plan.num_bytes([Handle(item.request)]) for item in items)
     batch_tokens = pick.choice([10_000, 10_000, 60, 1])
     engine = Engine(
         model,
@@ -272,7 +272,7 @@ def test_whatever_happens_to_others_a_documents_text_is_its_own(seed: int) -> No
     num_unexplained = sum(item.check() for item in items)
     # What fails while a document decodes alone is that document's error.
     assert num_unexplained <= story.num_accidents
-    assert max(story.plans, default=0) <= engine._memory_bytes
+    assert max(story.plans, default=0) <= engine._plan.memory_bytes
     assert all(len(pack) == 1 or sum(map(len, pack)) <= batch_tokens for pack in model.encoded)
     wait_until(no_engine_thread)
     assert engine._open == set()
@@ -718,7 +718,7 @@ class TestMemory:
     def test_what_does_not_fit_alone_is_refused_before_any_work(self) -> None:
         model = watch(3)
         small, large = Request(TEXTS[0], GREEDY), Request(TEXTS[5], BEAMS)
-        needed = Engine(model)._bytes([Handle(large)])
+        needed = Engine(model)._plan.num_bytes([Handle(large)])
         engine = Engine(model, memory_bytes=needed - 1)
         outcomes = dict(engine.run([small, large]))
         assert outcomes[0].error is None
@@ -733,7 +733,7 @@ class TestMemory:
         model = watch(3)
         texts = documents(1, *[40] * 10)
         probe = Engine(model)
-        three = probe._bytes([Handle(Request(text, LONG)) for text in texts[:3]])
+        three = probe._plan.num_bytes([Handle(Request(text, LONG)) for text in texts[:3]])
         engine = Engine(model, memory_bytes=three)
         plans: list[int] = []
         model.before_step.append(lambda: plans.append(planned(engine)))
