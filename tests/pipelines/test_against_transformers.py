@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LEDForConditionalGeneration
 
+from longformer_core import Engine, LEDTokenizerFast, Tokens
+from longformer_core import LEDForConditionalGeneration as OurLED
 from tests.helpers import corpus_texts, data_folder, make_led_directory
 from tests.pipelines.drive import drive
 
@@ -147,3 +149,21 @@ def compare(
     assert sum(a != b for a, b in zip(expected, halved, strict=True)) >= enough
     assert sum(a != b for a, b in zip(expected, local, strict=True)) >= enough
     check(run_job(tmp_path, model, texts, generation), sources, expected)
+    check_other_ways(model, inputs[::4], expected[::4], generation)
+
+
+def check_other_ways(
+    model: Path, inputs: list[list[int]], expected: list[str], generation: dict[str, Any]
+) -> None:
+    """`generate` on one document and the streamed text are the job's summaries too."""
+    led = OurLED.from_pretrained(model)
+    words = LEDTokenizerFast.from_pretrained(model)
+    engine = Engine(led)
+    options = led.generation_config.replace(**generation)
+    for ids, summary in zip(inputs, expected, strict=True):
+        alone = led.generate(torch.tensor([ids]), **generation)
+        assert isinstance(alone, torch.Tensor)
+        assert words.decode(alone[0].tolist(), skip_special_tokens=True) == summary
+        events = list(engine.add(ids, options).events(timeout_s=60.0))
+        streamed = [token for event in events if isinstance(event, Tokens) for token in event.ids]
+        assert words.decode(streamed, skip_special_tokens=True) == summary
