@@ -59,6 +59,8 @@ MIXED = (
     GenerationConfig(max_new_tokens=30, no_repeat_ngram_size=1, repetition_penalty=1.3),
 )
 NUM_TEXTS = 24
+# What nobody should ever wait for.
+PATIENCE_S = 120.0
 TEXTS = documents(7, *(3 + 11 * i % 67 for i in range(NUM_TEXTS)))
 
 
@@ -99,7 +101,7 @@ def give(engine: Engine, request: Request, deadline_s: float | None = None) -> H
 
 @functools.cache
 def alone(text: int, option: int) -> Generation:
-    outcome = give(Engine(fragile()), request_of(text, option)).result(30)
+    outcome = give(Engine(fragile()), request_of(text, option)).result(PATIENCE_S)
     assert outcome.error is None
     return outcome
 
@@ -119,7 +121,7 @@ class Listener(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        for event in self.handle.events(30):
+        for event in self.handle.events(PATIENCE_S):
             if isinstance(event, Tokens):
                 assert event.ids
                 self.ids += event.ids
@@ -154,9 +156,9 @@ class Item:
 
     def check(self) -> bool:
         """Compare with the document alone; return whether it failed without a reason."""
-        outcome = self.handle.result(30)
+        outcome = self.handle.result(PATIENCE_S)
         if self.listener is not None:
-            self.listener.join(30)
+            self.listener.join(PATIENCE_S)
             assert self.listener.last is outcome
         if outcome.error is not None:
             assert outcome.sequences == []
@@ -195,26 +197,30 @@ class Story:
         self._due = deque(sorted(due, key=lambda pair: pair[0]))
         self._model, self._engine, self._items = model, engine, items
         self._accidents = accidents
+        # The engine decodes a document before `add` has returned its handle.
+        self._acting = threading.Lock()
         self.num_accidents = 0
         self.plans: list[int] = []
         model.before_step.append(self._before_step)
 
     def play(self) -> None:
         while self._due:
-            self._due.popleft()[1]()
+            with self._acting:
+                if self._due:
+                    self._due.popleft()[1]()
             self._wait()
-        self._wait()
 
     def _wait(self) -> None:
         for item in self._items:
             if hasattr(item, "handle"):
-                item.handle.result(30)
+                item.handle.result(PATIENCE_S)
 
     def _before_step(self) -> None:
         self.plans.append(planned(self._engine))
         step = len(self._model.rows)
-        while self._due and self._due[0][0] <= step:
-            self._due.popleft()[1]()
+        with self._acting:
+            while self._due and self._due[0][0] <= step:
+                self._due.popleft()[1]()
         if step in self._accidents:
             self.num_accidents += 1
             raise self._accidents[step]
@@ -286,7 +292,7 @@ def hold_at(model: Watched, step: int) -> tuple[threading.Event, threading.Event
     def wait() -> None:
         if len(model.rows) == step:
             is_there.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE_S)
 
     model.before_step.append(wait)
     return is_there, go_on
@@ -312,7 +318,7 @@ def raiser(error: BaseException) -> Callable[[], None]:
 def on_a_thread(action: Callable[[], Any]) -> None:
     thread = threading.Thread(target=action)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE_S)
 
 
 def listen_from_now(handle: Handle) -> None:
@@ -321,7 +327,7 @@ def listen_from_now(handle: Handle) -> None:
 
 
 def texts_of(handles: list[Handle]) -> list[list[list[int]]]:
-    outcomes = [handle.result(30) for handle in handles]
+    outcomes = [handle.result(PATIENCE_S) for handle in handles]
     assert [outcome.error for outcome in outcomes] == [None] * len(handles)
     return [outcome.sequences for outcome in outcomes]
 
@@ -331,9 +337,9 @@ class TestStreams:
         model = watch(3)
         is_there, go_on = hold_at(model, 10)
         handle = Engine(model).add(TEXTS[2], LONG)
-        events = handle.events(30)
+        events = handle.events(PATIENCE_S)
         listen_from_now(handle)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
 
         first = next(events)
 
@@ -352,7 +358,7 @@ class TestStreams:
         handles = [engine.add(text, LONG_BEAMS) for text in TEXTS[:8]]
         for handle in handles:
             listen_from_now(handle)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
 
         early = [early_tokens(handle) for handle in handles]
 
@@ -360,13 +366,13 @@ class TestStreams:
         assert sum(map(bool, early)) >= 4
         go_on.set()
         for handle, ids, sequences in zip(handles, early, texts_of(handles), strict=True):
-            rest = [t for e in handle.events(30) if isinstance(e, Tokens) for t in e.ids]
+            rest = [t for e in handle.events(PATIENCE_S) if isinstance(e, Tokens) for t in e.ids]
             assert ids + rest == sequences[0]
 
     @pytest.mark.parametrize("options", MIXED)
     def test_who_asks_when_it_is_done_gets_all_at_once(self, options: GenerationConfig) -> None:
         handle = Engine(models(3)[0]).add(TEXTS[4], options)
-        outcome = handle.result(30)
+        outcome = handle.result(PATIENCE_S)
         assert list(handle.events()) == [Tokens(outcome.sequences[0]), outcome]
         assert list(handle.events()) == [outcome]
 
@@ -380,14 +386,14 @@ class TestStreams:
         at_step(model, 3, raiser(RuntimeError("odd")))
         engine = Engine(model)
         handles = [engine.add(TEXTS[8], options)]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles.append(engine.add(TEXTS[9], options))
         listeners = [Listener(handle) for handle in handles]
         wait_until(lambda: all(handle.is_streamed for handle in handles))
         go_on.set()
 
         for listener, sequences in zip(listeners, texts_of(handles), strict=True):
-            listener.join(30)
+            listener.join(PATIENCE_S)
             assert listener.ids == sequences[0]
         assert model.encoded == [[TEXTS[8]], [TEXTS[9]]] * 2
 
@@ -395,11 +401,14 @@ class TestStreams:
         model = watch(3)
         handle = Engine(model).add(TEXTS[2], LONG)
         at_step(model, 10, handle.cancel)
-        *tokens, last = handle.events(30)
+        *tokens, last = handle.events(PATIENCE_S)
         assert isinstance(last, Generation)
         assert isinstance(last.error, CancelledError)
         told = [t for event in tokens for t in event.ids]
-        assert told == Engine(models(3)[0]).add(TEXTS[2], LONG).result(30).sequences[0][: len(told)]
+        assert (
+            told
+            == Engine(models(3)[0]).add(TEXTS[2], LONG).result(PATIENCE_S).sequences[0][: len(told)]
+        )
 
 
 def early_tokens(handle: Handle) -> list[int]:
@@ -420,10 +429,10 @@ class TestCancelling:
         is_there, go_on = hold_at(model, 2)
         engine = Engine(model, max_rows=1)
         first, second, third = (engine.add(text, LONG) for text in TEXTS[:3])
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         second.cancel()
         go_on.set()
-        assert isinstance(second.result(30).error, CancelledError)
+        assert isinstance(second.result(PATIENCE_S).error, CancelledError)
         assert not first.is_done
         texts_of([first, third])
         assert model.encoded == [[TEXTS[0]], [TEXTS[2]]]
@@ -433,12 +442,12 @@ class TestCancelling:
         is_there, go_on = hold_at(model, 1)
         engine = Engine(model, max_rows=2)
         handles = [engine.add(TEXTS[0], LONG)]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles += [engine.add(text, LONG) for text in TEXTS[1:3]]
         at_step(model, 7, lambda: on_a_thread(handles[0].cancel))
         go_on.set()
 
-        assert isinstance(handles[0].result(30).error, CancelledError)
+        assert isinstance(handles[0].result(PATIENCE_S).error, CancelledError)
 
         texts = texts_of(handles[1:])
         assert texts == texts_of([Engine(models(3)[0]).add(text, LONG) for text in TEXTS[1:3]])
@@ -447,7 +456,7 @@ class TestCancelling:
 
     def test_what_is_done_stays_done(self) -> None:
         handle = Engine(models(3)[0]).add(TEXTS[0], GREEDY)
-        outcome = handle.result(30)
+        outcome = handle.result(PATIENCE_S)
         handle.cancel()
         assert handle.result() is outcome
         assert outcome.error is None
@@ -458,7 +467,7 @@ class TestCancelling:
         handles = [engine.add(text, LONG) for text in TEXTS[:4]]
         at_step(model, 5, lambda: [handle.cancel() for handle in handles])
         for handle in handles:
-            assert isinstance(handle.result(30).error, CancelledError)
+            assert isinstance(handle.result(PATIENCE_S).error, CancelledError)
         assert texts_of([engine.add(TEXTS[0], MIXED[0])]) == [alone_text(0)]
 
     @pytest.mark.parametrize("way", ["cancelled", "late"])
@@ -467,7 +476,7 @@ class TestCancelling:
         is_there, go_on = hold_at(model, 1)
         engine = Engine(model)
         first = engine.add(TEXTS[0], LONG)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         second = engine.add(TEXTS[1], LONG, deadline_s=None if way == "cancelled" else 0.3)
         at_step(model, 3, raiser(RuntimeError("odd")))
         # The first one is tried again before the second.
@@ -477,7 +486,7 @@ class TestCancelling:
         seen: list[bool] = []
         go_on.set()
 
-        error = second.result(30).error
+        error = second.result(PATIENCE_S).error
 
         assert isinstance(error, CancelledError if way == "cancelled" else DeadlineError)
         texts_of([first])
@@ -499,7 +508,7 @@ class TestTime:
         engine = Engine(model, max_rows=2)
         is_there, go_on = hold_at(model, 1)
         good = engine.add(TEXTS[0], LONG)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         decoding = engine.add(TEXTS[1], LONG, deadline_s=0.25)
         waiting = engine.add(TEXTS[2], LONG, deadline_s=0.2)
         next_one = engine.add(TEXTS[3], GREEDY)
@@ -531,7 +540,7 @@ class TestTime:
         is_there, go_on = hold_at(model, 2)
         handle = Engine(model).add(TEXTS[0], GREEDY)
         listen_from_now(handle)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         with pytest.raises(TimeoutError, match=r"not done after 0\.01 s"):
             handle.result(0.01)
         with pytest.raises(TimeoutError, match=r"no token for 0\.01 s"):
@@ -552,13 +561,13 @@ class TestThread:
                 found[number] = [outcomes[i] for i in range(10)]
             else:
                 handles = [give(engine, request) for request in requests]
-                found[number] = [handle.result(60) for handle in handles]
+                found[number] = [handle.result(PATIENCE_S) for handle in handles]
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
 
         for number in range(8):
             for i, outcome in enumerate(found[number]):
@@ -585,12 +594,12 @@ class TestThread:
             threading.Thread(target=lambda i=i: outcomes[i].update(runs[i])) for i in range(2)
         ]
         threads[0].start()
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         threads[1].start()
         wait_until(lambda: len(engine._open) == 4)
         go_on.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
         assert model.rows[1:] == [4] * 37 + [2]
         for i, found in enumerate(outcomes):
             for j in range(2):
@@ -630,13 +639,13 @@ class TestThread:
         is_there, go_on = hold_at(model, 3)
         engine = Engine(model, max_rows=3)
         handles = [engine.add(text, LONG) for text in TEXTS[:2]]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles += [engine.add(text, LONG) for text in TEXTS[2:5]]
         handles[1].cancel()
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, broken)
             go_on.set()
-            errors = [handle.result(30).error for handle in handles]
+            errors = [handle.result(PATIENCE_S).error for handle in handles]
             wait_until(no_engine_thread)
         for error in errors:
             assert type(error) in (LongformerError, CancelledError)
@@ -652,7 +661,7 @@ class TestThread:
         is_there, go_on = hold_at(model, 1)
         engine = Engine(model)
         handles = [engine.add(TEXTS[0], GREEDY)]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles += [engine.add(text, GREEDY) for text in TEXTS[1:4]]
         method, calls = getattr(Lane, name), []
 
@@ -691,15 +700,15 @@ print("leaving", handle.is_done)
         is_there, go_on = hold_at(model, 3)
         engine = Engine(model, max_rows=2)
         handles = [engine.add(text, LONG) for text in TEXTS[:4]]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         stop = threading.Thread(target=engine._stop)
         stop.start()
         wait_until(lambda: engine._is_stopping)
         go_on.set()
-        stop.join(30)
+        stop.join(PATIENCE_S)
         handles.append(engine.add(TEXTS[0], GREEDY))
         for handle in handles:
-            error = handle.result(30).error
+            error = handle.result(PATIENCE_S).error
             assert isinstance(error, CancelledError)
             assert "the program end" in str(error)
         assert len(model.rows) == 3
@@ -768,7 +777,7 @@ class TestMemory:
         is_there, go_on = hold_at(model, 3)
         engine = Engine(model)
         first = engine.add(TEXTS[0], LONG)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         model.max_tokens = 100
         others = documents(5, *[40] * 4)
         handles = [engine.add(text, GREEDY) for text in others]
@@ -794,7 +803,7 @@ class TestMemory:
         is_there, go_on = hold_at(model, 3)
         engine = Engine(model)
         first = engine.add(TEXTS[0], LONG)
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         model.max_tokens = 10
         second = engine.add(TEXTS[5], GREEDY)
         at_step(model, 20, lambda: setattr(model, "max_tokens", 1000))
@@ -817,7 +826,7 @@ class TestOptions:
         engine = Engine(model)
         chosen, starts = [(3, 0), (5, 7), (9, 4), (10, 0)], [1, 2, 2, 4]
         handles = [give(engine, request_of(*chosen[0]))]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles += [give(engine, request_of(*pair)) for pair in chosen[1:3]]
         at_step(model, 3, lambda: handles.append(give(engine, request_of(*chosen[3]))))
         go_on.set()
@@ -839,7 +848,7 @@ class TestOptions:
         engine = Engine(model)
         chosen = [(0, 2), (5, 3), (9, 6), (10, 1), (11, 5)]
         handles = [give(engine, request_of(*chosen[0]))]
-        assert is_there.wait(30)
+        assert is_there.wait(PATIENCE_S)
         handles += [give(engine, request_of(*pair)) for pair in chosen[1:]]
         go_on.set()
         assert texts_of(handles) == [alone(*pair).sequences for pair in chosen]
