@@ -12,11 +12,11 @@ from tests.pipelines.driving import Trial, summaries, wait_for
 BLOCK = 8
 
 
-def test_killed_three_times_then_started_twice_at_once(
+def test_killed_twice_then_started_twice_at_once(
     trial: Trial, undisturbed: dict[str, str]
 ) -> None:
     num_rows = len(undisturbed)
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.3, 0.8):
         driver = trial.start()
         enough = share * num_rows / BLOCK
         wait_for(
@@ -37,7 +37,7 @@ def test_killed_three_times_then_started_twice_at_once(
     assert "is working on this run directory" in trial.log.read_text()
     assert summaries(trial.output) == undisturbed
     again = trial.num_begun() - num_rows
-    assert 0 <= again <= 3 * 6 * BLOCK, f"{again} rows were worked on again"
+    assert 0 <= again <= 2 * 6 * BLOCK, f"{again} rows were worked on again"
     assert "a kill undoes at most 6 blocks of work" in trial.log.read_text()
 
 
