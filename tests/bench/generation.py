@@ -14,9 +14,10 @@ transformers runs as it ships, documents sorted by length and padded, at the bat
 fastest on a sample of them. On the CPU ours in bfloat16 runs against both dtypes of theirs, one
 line each, and has to meet the goals in both. All take turns in one process. `first` is the ratio of
 the times to the first logits, encoding and the source's keys and values included; `per_token` that
-of the time after it, and `whole` that of all time. With few new tokens the engine reads the source's
-states themselves: its steps are dearer then and its first token cheaper, and only `whole` is fair. The bytes of a step are the fewest that have to
-be read: the weights once, the source as states or as keys and values, and the tokens written.
+of the time after it, and `whole` that of all time. With few new tokens the engine reads the
+source's states themselves: its steps are dearer then, its first token is cheaper, and `whole` alone
+is fair. The bytes of a step are the fewest that have to be read: the weights once, the source as
+states or as keys and values, and the tokens written.
 """
 
 import argparse
