@@ -12,9 +12,7 @@ from tests.pipelines.driving import Trial, summaries, wait_for
 BLOCK = 8
 
 
-def test_killed_twice_then_started_twice_at_once(
-    trial: Trial, undisturbed: dict[str, str]
-) -> None:
+def test_killed_twice_then_started_twice_at_once(trial: Trial, undisturbed: dict[str, str]) -> None:
     num_rows = len(undisturbed)
     for share in (0.3, 0.8):
         driver = trial.start()
