@@ -2,7 +2,7 @@
 #   make demo     install, then summarize this Python's own documentation with the real job
 #   make test     install, then run the tests
 #   make check    install, then lint, format check and types
-#   make gpu      the tests that need a GPU, with the Python at hand and nothing installed
+#   make gpu      tests and benchmarks that need a GPU, with the Python at hand and nothing installed
 #   make test-legacy   the comparisons with transformers 4, in an environment of their own
 
 # PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
@@ -42,6 +42,7 @@ check: $(HAS_DEV)
 
 gpu:
 	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+	$(PYTHON) -m tests.bench.generation --device cuda --dtype bfloat16
 
 # The ordinary options leave tests/legacy out, so they are set aside.
 test-legacy: $(HAS_LEGACY)

@@ -23,6 +23,8 @@ class DecoderCache:
     The rows of a document are beams, or with `is_run` one token after another of a single text:
     then each row sees those before it, and going on from one row leaves the later ones out.
     Memory grows with the steps, at most to those of the document that may take most.
+    With `has_fixed_shapes` a step looks at all of that memory, not at the part in use: while
+    documents and memory stay, all steps are the same operations on the same tensors.
     """
 
     def __init__(
@@ -33,14 +35,15 @@ class DecoderCache:
         head_dim: int,
         *,
         is_run: bool = False,
+        has_fixed_shapes: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Make a cache without documents; memory is taken at the first step."""
         self.rows_per_document = rows_per_document
-        self._is_run = is_run
+        self._is_run, self._has_fixed_shapes = is_run, has_fixed_shapes
         # Of each document the steps taken, and how many it may take.
-        self._steps = torch.zeros(0, dtype=torch.int64)
+        self._steps: list[int] = []
         self._max_steps: list[int] = []
         # keys, values [N, H, capacity * b, D], a step's tokens side by side; what a row sees, as an
         # additive mask [N, b, capacity, b]. The first `num_documents` of N are in use.
@@ -49,6 +52,10 @@ class DecoderCache:
         self._values = [empty] * num_layers
         b = rows_per_document
         self._bias = torch.zeros(0, b, 0, b, dtype=dtype, device=device)
+        # What a row sees of the tokens that its document writes in this very step.
+        rows = torch.arange(b, device=device)
+        seen = rows[:, None] >= rows if is_run else rows[:, None] == rows
+        self._now = torch.zeros(b, b, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
     @property
     def num_rows(self) -> int:
@@ -69,36 +76,55 @@ class DecoderCache:
         """Append documents without tokens, each of which takes at most so many steps."""
         first = self.num_documents
         self._max_steps += max_steps
-        self._steps = torch.cat([self._steps, torch.zeros(len(max_steps), dtype=torch.int64)])
+        self._steps += [0] * len(max_steps)
         self._bias[first : self.num_documents] = -torch.inf
         # A masked slot still adds zero times its value, and what was here before may be NaN.
         for tensor in (*self._keys, *self._values):
             tensor[first : self.num_documents] = 0.0
+        self._place()
+
+    def _place(self) -> None:
+        """Note where each row wrote last; kept on the device, so that steps need nothing else."""
+        n, b, device = self.num_documents, self.rows_per_document, self._bias.device
+        self._documents = torch.arange(n, device=device).repeat_interleave(b)
+        self._rows = torch.arange(b, device=device).repeat(n)
+        last = torch.tensor(self._steps, dtype=torch.int64) - 1
+        self._last = last.to(device).repeat_interleave(b)
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the next step needs more memory than there is."""
+        return max(self._steps, default=-1) >= self._bias.shape[2]
 
     def begin_step(self) -> None:
         """Make room for one token per row, and let each row see its own.
 
         Raises: ShapeError when a document has taken all its steps.
         """
-        full = (self._steps >= torch.tensor(self._max_steps, dtype=torch.int64)).nonzero()
-        if len(full):
-            raise ShapeError(
-                f"document {int(full[0])} has taken the {self._max_steps[int(full[0])]} steps that "
-                "the cache was made for; ask new_cache for more"
-            )
-        self._used = int(self._steps.max()) + 1 if self.num_documents else 0
-        self._grow()
-        n, b, device = self.num_documents, self.rows_per_document, self._bias.device
-        steps = self._steps.to(device).repeat_interleave(b)
-        self._steps = self._steps + 1
-        rows = torch.arange(b, device=device)
-        self._documents = torch.arange(n, device=device).repeat_interleave(b)
-        self._slots = steps * b + rows.repeat(n)
-        seen = rows[:, None] >= rows if self._is_run else rows[:, None] == rows
-        now = torch.zeros(b, b, device=device, dtype=self._bias.dtype)
-        now.masked_fill_(~seen, -torch.inf)
-        self._bias[self._documents, rows.repeat(n), steps] = now.repeat(n, 1)
+        self.count_step()
+        n, b = self.num_documents, self.rows_per_document
+        self._last += 1
+        self._slots = self._last * b + self._rows
+        self._bias[self._documents, self._rows, self._last] = self._now.repeat(n, 1)
         self._mask = self._bias[:n, :, : self._used].flatten(2).unsqueeze(1)
+
+    def count_step(self) -> None:
+        """Do what the host has to do for a step: all, where the device's part is replayed.
+
+        Raises: as `begin_step`.
+        """
+        for document, (steps, most) in enumerate(zip(self._steps, self._max_steps, strict=True)):
+            if steps >= most:
+                raise ShapeError(
+                    f"document {document} has taken the {most} steps that the cache was made for; "
+                    "ask new_cache for more"
+                )
+        if self.is_full or self.num_documents > self._bias.shape[0]:
+            self._grow()
+        self._steps = [steps + 1 for steps in self._steps]
+        self._used = max(self._steps, default=0)
+        if self._has_fixed_shapes:
+            self._used = self._bias.shape[2]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write this step's keys and values, then let each row attend to its history and itself.
@@ -129,8 +155,9 @@ class DecoderCache:
         Memory is given back once more than half of it would stay unused.
         """
         moved = [(new, old) for new, old in enumerate(documents) if new != old]
-        self._steps = self._steps[list(documents)]
+        self._steps = [self._steps[document] for document in documents]
         self._max_steps = [self._max_steps[document] for document in documents]
+        self._place()
         if moved:
             new, old = torch.tensor(moved, device=self._bias.device).unbind(1)
             for tensor in (self._bias, *self._keys, *self._values):
@@ -141,14 +168,13 @@ class DecoderCache:
             self._resize(self.num_documents, fitting)
 
     def _grow(self) -> None:
-        """Make room for the documents and steps in use, and some more."""
+        """Make room for the documents and the next step, and some more."""
         room, capacity = self._bias.shape[0], self._bias.shape[2]
-        if self.num_documents > room or self._used > capacity:
-            if self._used > capacity:
-                capacity = min(max(self._max_steps), max(2 * capacity, _FIRST_CAPACITY))
-            # Documents that come one by one: doubled, so that not each of them copies all others.
-            room = max(self.num_documents, min(2 * room, self.num_documents + 8))
-            self._resize(room, capacity)
+        if self.is_full:
+            capacity = min(max(self._max_steps), max(2 * capacity, _FIRST_CAPACITY))
+        # Documents that come one by one: doubled, so that not each of them copies all others.
+        room = max(self.num_documents, min(2 * room, self.num_documents + 8))
+        self._resize(room, capacity)
 
     def _resize(self, room: int, capacity: int) -> None:
         b = self.rows_per_document

@@ -29,6 +29,7 @@ from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.handle import Generation, Handle, Request
 from longformer_core.generation.lane import Lane, Model
 from longformer_core.generation.plan import Plan
+from longformer_core.generation.stepper import record_cuda_graph
 from longformer_core.memory import available_bytes
 
 logger = logging.getLogger(__name__)
@@ -62,14 +63,17 @@ class Engine:
         max_rows: int = _MAX_ROWS,
         memory_bytes: int | None = None,
         form: Form = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         """Keep the model, which the engine alone should use while it decodes.
 
         form: of the cross-attention's source; see `attention.source.Source`.
+        cuda_graphs: on a CUDA device, record a step and replay it while the same documents decode.
         Raises: ConfigError for a budget below 1.
         """
         device = model.device
         self._model, self._form = model, form
+        self._record = record_cuda_graph if cuda_graphs and device.type == "cuda" else None
         if memory_bytes is None:
             memory_bytes = int(_MEMORY_SHARE * available_bytes(device))
         if batch_tokens is None:
@@ -277,7 +281,7 @@ class Engine:
         pack = self._next_pack()
         if pack:
             with self._guarded(pack):
-                new = Lane(self._model, pack, self._form)
+                new = Lane(self._model, pack, self._form, self._record)
                 self._tick()
                 self._join(new)
 

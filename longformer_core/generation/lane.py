@@ -19,6 +19,7 @@ from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.handle import Generation, Handle
 from longformer_core.generation.search import Search, Step
 from longformer_core.generation.start import start_search
+from longformer_core.generation.stepper import Record, Stepper
 from longformer_core.layout import Layout, default_global_positions
 
 
@@ -46,6 +47,7 @@ class Model(Protocol):
         *,
         max_steps: Sequence[int],
         is_run: bool,
+        has_fixed_shapes: bool,
     ) -> DecoderCache: ...
 
     def decode_step(
@@ -67,9 +69,10 @@ class Lane:
     The weights are read once per step for all of them.
     """
 
-    def __init__(self, model: Model, handles: Sequence[Handle], form: Form) -> None:
+    def __init__(
+        self, model: Model, handles: Sequence[Handle], form: Form, record: Record | None = None
+    ) -> None:
         """Encode documents and begin their searches."""
-        self._model = model
         self.handles = list(handles)
         self.kind = handles[0].kind
         self.num_rows_each, is_run = self.kind
@@ -84,7 +87,9 @@ class Lane:
             self.num_rows_each,
             max_steps=[handle.num_steps for handle in handles],
             is_run=is_run,
+            has_fixed_shapes=record is not None,
         )
+        self._next_logits = Stepper(model, self._cache, self._source, record)
         self._groups: list[_Group] = []
         shared = [request.options.without_lengths for request in requests]
         for options in dict.fromkeys(shared):
@@ -107,6 +112,7 @@ class Lane:
         first = len(self.handles)
         self._source.extend(other._source)
         self._cache.add([handle.num_steps for handle in other.handles])
+        self._next_logits.forget()
         self.handles += other.handles
         for group in other._groups:
             places = [first + place for place in group.places]
@@ -147,7 +153,7 @@ class Lane:
             positions = positions.view(-1, self.num_rows_each)[back].flatten()
             back = back.to(tokens.device)
             tokens = tokens.view(-1, self.num_rows_each)[back].flatten()
-        return self._model.decode_step(tokens, positions, self._cache, self._source)
+        return self._next_logits(tokens, positions)
 
     def _of(self, group: _Group, rows: Tensor) -> Tensor:
         """Return a group's part of [N, ...]."""
@@ -180,6 +186,7 @@ class Lane:
         self.handles = [self.handles[place] for place in order]
         self._source.select(order)
         self._cache.select(order)
+        self._next_logits.forget()
         for group in self._groups:
             slots = [slot for slot, place in enumerate(group.places) if place in new_place]
             # In the order of the lane, so that a group that is all of it needs no index.

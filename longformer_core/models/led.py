@@ -452,11 +452,13 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         *,
         max_steps: Sequence[int] | None = None,
         is_run: bool = False,
+        has_fixed_shapes: bool = False,
     ) -> DecoderCache:
         """Return an empty cache; memory grows with the tokens written.
 
         max_steps: of each document; None for as many as the decoder has positions.
         is_run: a document's rows are consecutive tokens of one text, not beams.
+        has_fixed_shapes: steps may be recorded and replayed.
         """
         heads = self.config.decoder_attention_heads
         cache = DecoderCache(
@@ -465,6 +467,7 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
             heads,
             self.config.d_model // heads,
             is_run=is_run,
+            has_fixed_shapes=has_fixed_shapes,
             dtype=self.dtype,
             device=self.device,
         )
@@ -482,14 +485,15 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         """Add one token to each row and return the logits [R, V] of its next one, in float32.
 
         Shapes: token_ids, positions [R]; row i is of document i // cache.rows_per_document. The
-            positions, any, are read on the host: kept on the CPU, nothing waits for the device.
+            positions, any, are checked where they are on the CPU, so that nothing waits for the
+            device.
         Raises: ShapeError when rows, cache and source do not fit together; TooLongError for a
             position that the decoder does not have.
         """
         if len(token_ids) != cache.num_rows:
             raise ShapeError(f"{len(token_ids)} rows step but the cache holds {cache.num_rows}")
         limit = self.config.max_decoder_position_embeddings
-        if len(positions) and int(positions.max()) >= limit:
+        if positions.is_cpu and len(positions) and int(positions.max()) >= limit:
             raise TooLongError(
                 f"a row is at position {int(positions.max())} but the decoder has {limit}, counted "
                 "from 0; ask for shorter outputs"

@@ -54,9 +54,11 @@ class Work:
         return sorted(range(len(self.documents)), key=lambda index: -len(self.documents[index]))
 
 
-def engine_run(model: LEDForConditionalGeneration, work: Work) -> list[Generation]:
+def engine_run(
+    model: LEDForConditionalGeneration, work: Work, *, cuda_graphs: bool = True
+) -> list[Generation]:
     """Decode all documents. The one place that knows how the engine is made and called."""
-    engine = Engine(model)
+    engine = Engine(model, cuda_graphs=cuda_graphs)
     requests = [
         Request(ids, work.options.replace(max_new_tokens=count, min_new_tokens=count))
         for ids, count in zip(work.documents, work.new_tokens, strict=True)

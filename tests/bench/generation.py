@@ -2,7 +2,7 @@
 
     python -m tests.bench.generation [1k-greedy 1k-beams 4k-greedy ... mixed] [--rounds 3]
         [--threads 2] [--new-tokens 16] [--mixed 32] [--model base|large|tiny]
-        [--device cpu|cuda] [--dtype float32 bfloat16]
+        [--device cpu|cuda] [--dtype float32 bfloat16] [--no-cuda-graphs]
 
 One document of 1k, 4k and 16k tokens, greedy and with 4 beams; `mixed` is 32 documents of 200 to
 8,000 tokens, each with its own number of new tokens from 10 to 128; `16k-beams-16` (on the CPU only
@@ -21,11 +21,12 @@ states or as keys and values, and the tokens written.
 """
 
 import argparse
+import functools
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ import transformers
 
 from longformer_core import LEDConfig, LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
+from longformer_core.generation.handle import Generation
 from tests.bench.contestants import (
     GEOMETRIES,
     Work,
@@ -158,14 +160,18 @@ def step_bytes(config: LEDConfig, work: Work, itemsize: int) -> int:
 
 
 def measure(
-    ours: LEDForConditionalGeneration, theirs: Mapping[str, Theirs], work: Work, rounds: int
+    ours: LEDForConditionalGeneration,
+    run_ours: Callable[[], Any],
+    theirs: Mapping[str, Theirs],
+    work: Work,
+    rounds: int,
 ) -> dict[str, Times]:
     first: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
 
     def timed(name: str, model: Any, run: Callable[[], Any]) -> Callable[[], None]:
         return lambda: first[name].append(seconds_to_first_logits(model, run))
 
-    calls = {"ours": timed("ours", ours, lambda: engine_run(ours, work))}
+    calls = {"ours": timed("ours", ours, run_ours)}
     for name, their in theirs.items():
         calls[name] = timed(name, their.model, their.run(work))
     whole = alternate(calls, rounds)
@@ -233,11 +239,12 @@ def bench(
 ) -> None:
     """Run one case; `models` are transformers', the first in the dtype of ours."""
     work, dtype = make_work(case, given.new_tokens, given.mixed), next(iter(models))
-    agreement = check(case, ours, models[dtype], work, must_agree=dtype == "float32")
+    run_ours = functools.partial(engine_run, ours, work, cuda_graphs=given.cuda_graphs)
+    agreement = check(case, run_ours(), models[dtype], work, must_agree=dtype == "float32")
     theirs = {name: Theirs(model, best_batch_size(model, work)) for name, model in models.items()}
-    times = measure(ours, theirs, work, given.rounds)
+    times = measure(ours, run_ours, theirs, work, given.rounds)
     grown = cuda_peak_bytes if given.device == "cuda" else peak_bytes
-    memory = grown(lambda: engine_run(ours, work))
+    memory = grown(run_ours)
     itemsize = getattr(torch, dtype).itemsize
     for name, their in theirs.items():
         their_memory = grown(their.run(work))
@@ -265,11 +272,10 @@ def bench(
 
 
 def check(
-    case: str, ours: LEDForConditionalGeneration, theirs: Any, work: Work, *, must_agree: bool
+    case: str, outputs: Sequence[Generation], theirs: Any, work: Work, *, must_agree: bool
 ) -> Mapping[str, float]:
-    """Decode all documents together with ours, and a few of them one by one with theirs."""
+    """Compare what all documents became together with a few of them, decoded alone by theirs."""
     sample = range(0, len(work.documents), max(1, len(work.documents) // COMPARED))
-    outputs = engine_run(ours, work)
     expected = generate_scored(theirs, work.of(sample))
     return compare([outputs[index] for index in sample], expected, case, must_agree=must_agree)
 
@@ -283,6 +289,7 @@ def main() -> None:
     parser.add_argument("--mixed", type=int, default=32, help="documents of the case `mixed`")
     parser.add_argument("--model", choices=list(GEOMETRIES))
     parser.add_argument("--device", choices=list(CASES_OF), default="cpu")
+    parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     given = parser.parse_args()
     cases = given.cases or CASES_OF[given.device]
