@@ -26,6 +26,7 @@ RANKS = {
     "checkpoint": 6,
     "global_tokens": 6,
     "memory": 6,
+    "threads": 6,
     "generation": 7,
     "models": 8,
     "convert": 9,

@@ -31,6 +31,7 @@ from longformer_core.generation.lane import Lane, Model
 from longformer_core.generation.plan import Plan
 from longformer_core.generation.stepper import record_cuda_graph
 from longformer_core.memory import available_bytes
+from longformer_core.threads import end_idle_threads
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Engine:
         self._has_cancelled = False
         self._first_deadline = math.inf
         self._watchers: list[Callable[[], None]] = []
+        # Those that loaded the model.
+        end_idle_threads()
 
     def add(
         self,
@@ -172,6 +175,7 @@ class Engine:
 
     def _take(self, handles: Sequence[Handle]) -> None:
         """Let documents wait, but for those that cannot be decoded, and see that a thread works."""
+        end_idle_threads()
         fitting = []
         for handle in handles:
             handle.on_cancel = self._note_cancel
