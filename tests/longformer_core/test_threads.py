@@ -1,4 +1,4 @@
-"""Who lets the engine compute keeps no threads waiting. In processes whose threads are all known."""
+"""Who lets the engine compute keeps no threads waiting: processes whose threads are all known."""
 
 import subprocess
 import sys
