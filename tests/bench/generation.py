@@ -168,6 +168,7 @@ def measure(
     theirs: Mapping[str, Theirs],
     work: Work,
     rounds: int,
+    warm_up: int,
 ) -> dict[str, Times]:
     first: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
 
@@ -177,9 +178,8 @@ def measure(
     calls = {"ours": timed("ours", ours, run_ours)}
     for name, their in theirs.items():
         calls[name] = timed(name, their.model, their.run(work))
-    whole = alternate(calls, rounds)
-    # As in `alternate`, the first turn is not counted.
-    return {name: Times(whole[name], statistics.median(first[name][1:])) for name in calls}
+    whole = alternate(calls, rounds, warm_up=warm_up)
+    return {name: Times(whole[name], statistics.median(first[name][warm_up:])) for name in calls}
 
 
 def seconds_to_first_logits(model: Any, run: Callable[[], Any]) -> float:
@@ -245,12 +245,13 @@ def bench(
     run_ours = functools.partial(engine_run, ours, work, cuda_graphs=given.cuda_graphs)
     agreement = check(case, run_ours(), models[dtype], work, must_agree=dtype == "float32")
     theirs = {name: Theirs(model, best_batch_size(model, work)) for name, model in models.items()}
-    times = measure(ours, run_ours, theirs, work, given.rounds)
+    # That case takes long: trials of batch sizes have run everything before, and no goal is memory.
+    is_long = case == "mixed"
+    times = measure(ours, run_ours, theirs, work, given.rounds, warm_up=0 if is_long else 1)
     grown = cuda_peak_bytes if given.device == "cuda" else peak_bytes
-    memory = grown(run_ours)
+    memory = 0 if is_long else grown(run_ours)
     itemsize = getattr(torch, dtype).itemsize
     for name, their in theirs.items():
-        their_memory = grown(their.run(work))
         emit(
             "generation",
             case,
@@ -267,11 +268,14 @@ def bench(
             goals=GOALS.get((given.device, dtype, case), {}),
             **figures(times["ours"], times[name], work),
             **floor(ours.config, work, times["ours"], itemsize, bytes_per_s),
-            memory=memory / their_memory,
-            peak_bytes=memory,
-            transformers_peak_bytes=their_memory,
+            **({} if is_long else memory_figures(memory, grown(their.run(work)))),
             **agreement,
         )
+
+
+def memory_figures(mine: int, theirs: int) -> dict[str, Any]:
+    """Return how much more memory each side took at most while it ran."""
+    return {"memory": mine / theirs, "peak_bytes": mine, "transformers_peak_bytes": theirs}
 
 
 def check(

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 
-def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each call; they take turns, the first turn is not counted."""
+def alternate(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of each call; they take turns, the first ones are not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
+    for turn in range(warm_up + rounds):
         for name, call in calls.items():
             started = time.perf_counter()
             call()
-            if turn:
+            if turn >= warm_up:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(found) for name, found in times.items()}
 
