@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention.band import Band
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
 
@@ -58,23 +59,27 @@ def blocked_attention(
     k: Tensor,
     v: Tensor,
     layout: Layout,
-    radius: int,
+    band: Band,
     scale: float,
-    dropout_p: float = 0.0,
-) -> Tensor:
+    dropout: tuple[float, int] = (0.0, 0),
+    *,
+    needs_lse: bool = True,
+) -> tuple[Tensor, Tensor]:
     """Compute `window_attention` block by block, and its gradients block by block again.
 
     The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
     Numerics: softmax in float32 for narrower inputs.
     """
+    if needs_lse or not band.is_plain:
+        raise NotImplementedError("causal and dilated bands and the lse are still to come")
     # One operator, not many: torch.compile and torch.export see a single node of known shape.
-    dtype, seed = q.dtype, 0
-    if dropout_p:
+    dtype = q.dtype
+    if dropout[0]:
         # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
         wide = torch.promote_types(dtype, torch.float32)
-        q, k, v, seed = q.to(wide), k.to(wide), v.to(wide), int(torch.randint(2**48, ()))
-    out: Tensor = _attend(q, k, v, layout.number, radius, scale, dropout_p, seed)
-    return out.to(dtype)
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    out: Tensor = _attend(q, k, v, layout.number, band.radius, scale, *dropout)
+    return out.to(dtype), out.new_empty(0)
 
 
 @torch.library.custom_op("longhaul::blocked_attention", mutates_args=())
