@@ -14,6 +14,7 @@ Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g glob
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -178,7 +179,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.dtype == wide:
-        return _gradients(q, k, v, grad, out, call)
+        # Of the output's rounding rows with few keys suffer most; the windows of encoders are wide.
+        is_plain = call.dilation == 1 and not call.is_causal
+        return _gradients(q, k, v, grad, out if is_plain else None, call)
     # In 32 bits: many blocks add to the gradient of one key, most of all of a global one. The
     # output is rounded, so it is of no use.
     parts = _gradients(q.to(wide), k.to(wide), v.to(wide), grad.to(wide), None, call)
@@ -258,6 +261,7 @@ class _Call:
     """
 
     layout: Layout
+    strand: _Strand
     radius: int
     dilation: int
     heads: tuple[int, ...] | None
@@ -270,12 +274,6 @@ class _Call:
     def ahead(self) -> int:
         """Return how many keys after itself a query sees in its band."""
         return 0 if self.is_causal else self.radius
-
-    @property
-    def strand(self) -> _Strand:
-        """Return the order of tokens that all layers with this dilation share."""
-        layout, dilation = self.layout, self.dilation
-        return layout.plan(("strand", dilation), lambda: _Strand.of(layout, dilation))
 
     @property
     def blocks(self) -> list[_Block]:
@@ -324,14 +322,24 @@ def _calls(
     seed: int,
 ) -> list[_Call]:
     """Return the calls that together are the operation: one for each dilation."""
-    calls = []
     of_number = Layout.of_number(layout)
+    calls = []
     for index, dilation in enumerate(sorted(set(dilations))):
         heads = tuple(head for head, own in enumerate(dilations) if own == dilation)
-        # Blocks take the seeds from this one on; see `_Scores.kept`.
-        dropout = (dropout_p, seed + index * of_number.num_tokens)
-        some = None if len(heads) == len(dilations) else heads
-        call = _Call(of_number, radius, dilation, some, len(heads), is_causal, scale, dropout)
+        # All layers with this dilation share the order of tokens.
+        strand = of_number.plan(("strand", dilation), partial(_Strand.of, of_number, dilation))
+        call = _Call(
+            layout=of_number,
+            strand=strand,
+            radius=radius,
+            dilation=dilation,
+            heads=None if len(heads) == len(dilations) else heads,
+            num_heads=len(heads),
+            is_causal=is_causal,
+            scale=scale,
+            # Blocks take the seeds from this one on; see `_Scores.kept`.
+            dropout=(dropout_p, seed + index * of_number.num_tokens),
+        )
         calls.append(call)
     return calls
 
@@ -518,14 +526,14 @@ class _Masks:
         columns = self._strand.global_index[block.globals]
         queries = torch.arange(block.queries.start, block.queries.stop, device=columns.device)
         distance = queries[:, None] - columns
-        # Places of other runs may be near and are other residue classes.
+        if order is None:
+            return (distance if call.is_causal else distance.abs()) <= call.radius
+        # Places of another run may be near, and are of another residue class.
         is_own = (columns >= block.keys.start) & (columns < block.keys.stop)
-        hidden: Tensor = (distance <= call.radius) & (distance >= -call.ahead) & is_own
-        if not call.is_causal:
-            return hidden
-        if order is not None:
-            distance = order[queries][:, None] - order[columns]
-        return hidden.logical_or_(distance < 0)
+        hidden = (distance.abs() <= call.radius).logical_and_(is_own)
+        if call.is_causal:
+            hidden.logical_or_(order[queries][:, None] < order[columns])
+        return hidden
 
 
 def _triangles(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
