@@ -143,6 +143,10 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
         hidden = None if every is None else tuple(map(batch.unpack, every))
         return LongformerCausalLMOutput(loss, logits, hidden)
 
+    @classmethod
+    def _base_name(cls) -> str:
+        return ""  # its parts stand side by side
+
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the table of token embeddings."""
         return self.word_embeddings
