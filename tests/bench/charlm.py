@@ -24,7 +24,7 @@ from longformer_core.config import LongformerCausalConfig
 from longformer_core.models.causal import LongformerForCausalLM
 from tests.helpers import data_folder
 
-CONTEXT, BATCH = 256, 16
+CONTEXT, BATCH = 256, 8
 NUM_BYTES, NUM_HELD_BACK = 16_000_000, 200_000
 PEAK_RATE, LAST_SHARE, WARM_UP_STEPS = 2e-3, 0.05, 50
 

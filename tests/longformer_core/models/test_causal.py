@@ -133,7 +133,8 @@ def test_a_directory_gives_the_same_model(tmp_path: Path) -> None:
     model, ids = make(DILATIONS["dilated"]), draw(2, 20)
     model.save_pretrained(tmp_path)
     again = LongformerForCausalLM.from_pretrained(tmp_path)
-    assert again.config == model.config
+    for name in ("attention_window", "attention_dilation", "tie_word_embeddings"):
+        assert getattr(again.config, name) == getattr(model.config, name)
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert again.lm_head.weight is again.word_embeddings.weight
 
