@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longformer_core.attention.dense import dense_probabilities
-    from longformer_core.attention.window import window_attention
+    from longformer_core.attention.window import window_attention, window_attention_with_lse
     from longformer_core.batch_encoding import BatchEncoding
     from longformer_core.checkpoint import check_directory, list_model_files
-    from longformer_core.config import LEDConfig, LongformerConfig
+    from longformer_core.config import LEDConfig, LongformerCausalConfig, LongformerConfig
     from longformer_core.convert import (
         Conversion,
         convert_directory,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.location import resolve
     from longformer_core.models.attention_maps import attention_dense
+    from longformer_core.models.causal import LongformerForCausalLM
     from longformer_core.models.led import (
         LEDForConditionalGeneration,
         LEDModel,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         LEDSeq2SeqSequenceClassifierOutput,
         LongformerBaseModelOutput,
         LongformerBaseModelOutputWithPooling,
+        LongformerCausalLMOutput,
         LongformerMaskedLMOutput,
         LongformerMultipleChoiceModelOutput,
         LongformerQuestionAnsweringModelOutput,
@@ -113,8 +115,11 @@ __all__ = [
     "Layout",
     "LongformerBaseModelOutput",
     "LongformerBaseModelOutputWithPooling",
+    "LongformerCausalConfig",
+    "LongformerCausalLMOutput",
     "LongformerConfig",
     "LongformerError",
+    "LongformerForCausalLM",
     "LongformerForMaskedLM",
     "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
@@ -151,6 +156,7 @@ __all__ = [
     "plan_conversion",
     "resolve",
     "window_attention",
+    "window_attention_with_lse",
 ]
 
 _HOME = {
@@ -182,8 +188,11 @@ _HOME = {
     "Layout": "layout",
     "LongformerBaseModelOutput": "models.outputs",
     "LongformerBaseModelOutputWithPooling": "models.outputs",
+    "LongformerCausalConfig": "config",
+    "LongformerCausalLMOutput": "models.outputs",
     "LongformerConfig": "config",
     "LongformerError": "errors",
+    "LongformerForCausalLM": "models.causal",
     "LongformerForMaskedLM": "models.longformer",
     "LongformerForMultipleChoice": "models.longformer",
     "LongformerForQuestionAnswering": "models.longformer",
@@ -220,6 +229,7 @@ _HOME = {
     "plan_conversion": "convert",
     "resolve": "location",
     "window_attention": "attention.window",
+    "window_attention_with_lse": "attention.window",
 }
 
 

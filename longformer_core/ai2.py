@@ -54,7 +54,7 @@ def published_config(values: Mapping[str, Any], model_type: str) -> dict[str, An
             f"attention_mode {mode!r} of config.json means {_OTHERS[mode]}, which no published "
             f"model uses; only {', '.join(_BANDS)} can be read"
         )
-    if mode not in _BANDS:
+    if mode not in _BANDS or model_type not in _ANCESTORS:
         return dict(values)
     ancestor = _ANCESTORS[model_type]
     if values.get("model_type", ancestor) == model_type:

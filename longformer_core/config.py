@@ -452,6 +452,84 @@ class LongformerConfig(PublishedConfig):
         }
 
 
+@dataclass(kw_only=True, slots=True)
+class LongformerCausalConfig(LongformerConfig):
+    """Describe a language model on causal windows, `LongformerForCausalLM`.
+
+    Positions are rotations of queries and keys, so that `max_position_embeddings` and
+    `type_vocab_size` have no effect.
+    attention_dilation: how far apart the keys of a window lie; one number, one for each layer, or
+        for each layer one for each head.
+    Units: `attention_window` is two-sided as everywhere, and a token sees the half before it:
+        `radii` keys to the left, `attention_dilation` tokens apart.
+    Source: Longformer, arXiv:2004.05150, section 4.
+    """
+
+    attention_dilation: int | list[int] | list[list[int]] = 1
+
+    model_type: ClassVar[str] = "longformer_causal"
+
+    @classmethod
+    def with_schedule(
+        cls,
+        *,
+        smallest_window: int = 32,
+        largest_window: int = 512,
+        is_dilated: bool = True,
+        **options: Any,
+    ) -> Self:
+        """Return a config with windows and dilations that grow with depth, as in the paper.
+
+        Windows double from the smallest on up to the largest. The lower half of the layers is not
+        dilated, so that they learn from what is near; in the upper half two heads see keys 2, 3
+        and at last 4 tokens apart.
+        """
+        config = cls(**options)
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        config.attention_window = [
+            min(smallest_window * 2**layer, largest_window) for layer in range(layers)
+        ]
+        if is_dilated:
+            lower = layers - layers // 2
+            reach = [1] * lower + [
+                2 + upper * 3 // (layers - lower) for upper in range(layers - lower)
+            ]
+            config.attention_dilation = [
+                [1] * max(heads - 2, 0) + [each] * min(heads, 2) for each in reach
+            ]
+        config.check()
+        return config
+
+    @property
+    def dilations(self) -> tuple[tuple[int, ...], ...]:
+        """Return the dilation of every head, layer by layer.
+
+        Raises: ConfigError when there are not as many as layers and heads.
+        """
+        given, heads = self.attention_dilation, self.num_attention_heads
+        layers = given if isinstance(given, list) else [given] * self.num_hidden_layers
+        every = tuple(
+            tuple(layer) if isinstance(layer, list) else (layer,) * heads for layer in layers
+        )
+        for dilation in (each for layer in every for each in layer):
+            _check_integer("attention_dilation", dilation, minimum=1)
+        if len(every) != self.num_hidden_layers or any(len(layer) != heads for layer in every):
+            raise ConfigError(
+                f"attention_dilation is {given} for {self.num_hidden_layers} layers of {heads} "
+                "heads; give one number, one for each layer, or for each layer one for each head"
+            )
+        return every
+
+    def _check_structure(self) -> None:
+        LongformerConfig._check_structure(self)
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} gives {self.num_attention_heads} heads an odd "
+                "share; positions rotate pairs of numbers, so it must be even"
+            )
+        _ = self.dilations
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object to a file of a model directory, which is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)

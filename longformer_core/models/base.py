@@ -198,11 +198,15 @@ class PretrainedModel(nn.Module, Generic[_Config]):
             model,
             read_state_dict(path),
             optional=cls._optional_weights,
-            # Published classes name the model without its head after the family.
-            base=cls.config_class.model_type,
+            base=cls._base_name(),
             draw=model._drawn if allow_new_head else None,
         )
         return model.to(device).eval()
+
+    @classmethod
+    def _base_name(cls) -> str:
+        """Return the attribute that published classes keep the model without its head in."""
+        return cls.config_class.model_type
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, readable by transformers as well."""

@@ -59,7 +59,7 @@ def token_logits(
     logits = head(states)
     if labels is None:
         return logits, None
-    _refuse_masked(labels, mask)
+    refuse_masked(labels, mask)
     labels = labels.to(logits.device)
     is_labelled = labels.ne(_IGNORED)
     chosen = labels[is_labelled]
@@ -70,7 +70,13 @@ def token_logits(
     return logits, functional.cross_entropy(rows, chosen)
 
 
-def _refuse_masked(labels: Tensor, mask: Tensor | None) -> None:
+def next_token_labels(labels: Tensor) -> Tensor:
+    """Return for each token of [B, S] the label after it, and -100 for the last."""
+    return functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
+
+
+def refuse_masked(labels: Tensor, mask: Tensor | None) -> None:
+    """Raise ShapeError for a label other than -100 where the mask is 0."""
     if mask is None or mask.shape != labels.shape:
         return
     wrong = (labels.ne(_IGNORED) & mask.to(labels.device).eq(0)).nonzero()

@@ -93,6 +93,15 @@ class LongformerMaskedLMOutput(ModelOutput):
 
 
 @dataclass
+class LongformerCausalLMOutput(ModelOutput):
+    """loss []; logits [B, S, V]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
 class LongformerSequenceClassifierOutput(ModelOutput):
     """loss []; logits [B, C]."""
 

@@ -79,8 +79,11 @@ def test_public_names() -> None:
         "Layout",
         "LongformerBaseModelOutput",
         "LongformerBaseModelOutputWithPooling",
+        "LongformerCausalConfig",
+        "LongformerCausalLMOutput",
         "LongformerConfig",
         "LongformerError",
+        "LongformerForCausalLM",
         "LongformerForMaskedLM",
         "LongformerForMultipleChoice",
         "LongformerForQuestionAnswering",
@@ -117,4 +120,5 @@ def test_public_names() -> None:
         "plan_conversion",
         "resolve",
         "window_attention",
+        "window_attention_with_lse",
     ]

@@ -1,6 +1,7 @@
 """Blocked attention against the dense definition in float64.
 
-Blocks are made small here, so that short documents have first, inner and last blocks.
+Blocks are made small here, so that short documents have first, inner and last blocks, and memory
+that nobody has written is NaN.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longformer_core.attention import blocked, window_attention
+from longformer_core.attention import blocked, window_attention, window_attention_with_lse
+from longformer_core.attention.band import Band
 from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
 
@@ -43,37 +45,62 @@ def small_blocks() -> Iterator[None]:
         yield
 
 
-def draw(num_tokens: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def draw(
+    num_tokens: int, dtype: torch.dtype, seed: int = 0, shape: tuple[int, int] = (2, 4)
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, num_tokens, 2, 4, generator=generator, dtype=torch.float64)
+    q, k, v = torch.randn(3, num_tokens, *shape, generator=generator, dtype=torch.float64)
     return (q * 2).to(dtype), (k * 2).to(dtype), v.to(dtype)
 
 
 def run(
-    inputs: tuple[Tensor, ...], layout: Layout, radius: int, implementation: Any
+    inputs: tuple[Tensor, ...], layout: Layout, radius: int, implementation: Any, **band: Any
 ) -> list[Tensor]:
-    """The output, and the gradients of a sum of it with unequal weights."""
+    """The output, the gradients of a sum of it with unequal weights, and the lse."""
     q, k, v = (x.detach().clone().requires_grad_() for x in inputs)
-    out = window_attention(q, k, v, layout, radius, implementation=implementation)
+    out, lse = window_attention_with_lse(
+        q, k, v, layout, radius, implementation=implementation, **band
+    )
+    assert not lse.requires_grad
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
     out.backward(weights.to(out.dtype))
     grads = [x.grad for x in (q, k, v)]
-    return [out.detach(), *(grad for grad in grads if grad is not None)]
+    return [out.detach(), *(grad for grad in grads if grad is not None), lse]
 
 
-def check(layout: Layout, radius: int, dtype: torch.dtype, seed: int = 0) -> None:
+def check(
+    layout: Layout,
+    radius: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    shape: tuple[int, int] = (2, 4),
+    **band: Any,
+) -> None:
     """Hold the rule: error at most twice that of the plain way in the same dtype."""
-    inputs = draw(layout.num_tokens, dtype, seed)
-    oracle = run(tuple(x.double() for x in inputs), layout, radius, "reference")
-    eager = run(inputs, layout, radius, "reference")
-    mine = run(inputs, layout, radius, "blocked")
-    assert len(mine) == 4
+    inputs = draw(layout.num_tokens, dtype, seed, shape)
+    oracle = run(tuple(x.double() for x in inputs), layout, radius, "reference", **band)
+    eager = run(inputs, layout, radius, "reference", **band)
+    mine = run(inputs, layout, radius, "blocked", **band)
+    assert [x.dtype for x in mine] == [dtype] * 4 + [torch.promote_types(dtype, torch.float32)]
+    # The lse of a row without keys is infinite in all three, and nothing else is.
+    assert torch.equal(mine[4].isinf(), oracle[4].isinf())
+    for each in (oracle, eager, mine):
+        each[4] = each[4].masked_fill(each[4] == -torch.inf, 0.0)
     for theirs, plain, ours in zip(oracle, eager, mine, strict=True):
-        assert ours.dtype == dtype
+        assert ours.shape == theirs.shape
         limit = 2 * (plain.double() - theirs).abs().max() + 1e-6 * theirs.abs().max()
         assert (ours.double() - theirs).abs().max() <= limit
     with torch.no_grad():
-        assert torch.equal(window_attention(*inputs, layout, radius), mine[0])
+        assert torch.equal(window_attention(*inputs, layout, radius, **band), mine[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,6 +109,16 @@ def test_a_global_key_counts_once_wherever_it_lies(
     positions: list[int], dtype: torch.dtype
 ) -> None:
     check(Layout.from_lengths([LENGTH, 5], [positions, []]), RADIUS, dtype)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both sides", "causal"])
+@pytest.mark.parametrize("dilation", [2, 3, [1, 3], [4, 2]], ids=str)
+@pytest.mark.parametrize("positions", GLOBALS.values(), ids=GLOBALS)
+def test_a_global_key_counts_once_in_any_band(
+    positions: list[int], dilation: int | list[int], causal: bool
+) -> None:
+    layout = Layout.from_lengths([LENGTH, 5], [positions, []])
+    check(layout, RADIUS, torch.float32, causal=causal, dilation=dilation)
 
 
 @pytest.mark.parametrize("radius", [1, 3, 8, 9, 64])
@@ -122,10 +159,40 @@ def test_any_batch(layout: Layout, radius: int, dtype: torch.dtype) -> None:
         check(layout, radius, dtype)
 
 
-def test_a_batch_without_tokens_gives_none() -> None:
-    q, k, v = draw(0, torch.float32)
+dilations = st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=3, max_size=3)
 
-    assert window_attention(q, k, v, Layout.from_lengths([0, 0]), 2).shape == (0, 2, 4)
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    layout=layouts(),
+    radius=st.integers(1, 45),
+    dtype=st.sampled_from(DTYPES),
+    causal=st.booleans(),
+    dilation=dilations,
+)
+def test_any_batch_and_band(
+    layout: Layout, radius: int, dtype: torch.dtype, causal: bool, dilation: int | list[int]
+) -> None:
+    if layout.num_tokens:
+        check(layout, radius, dtype, shape=(3, 4), causal=causal, dilation=dilation)
+
+
+@pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_head_size(head_dim: int, dtype: torch.dtype) -> None:
+    layout = Layout.from_lengths([40, 9], [[0, 20], []])
+    check(layout, RADIUS, dtype, shape=(2, head_dim), causal=True, dilation=[1, 2])
+
+
+@pytest.mark.parametrize("dilation", [1, [1, 2]], ids=str)
+def test_a_batch_without_tokens_gives_none(dilation: int | list[int]) -> None:
+    q, k, v = draw(0, torch.float32)
+    layout = Layout.from_lengths([0, 0])
+
+    out, lse = window_attention_with_lse(q, k, v, layout, 2, dilation=dilation)
+
+    assert out.shape == (0, 2, 4)
+    assert lse.shape == (0, 2)
 
 
 def test_published_block_sizes() -> None:
@@ -135,19 +202,26 @@ def test_published_block_sizes() -> None:
         patch.setattr(blocked, "_JOINED_RADIUS", 128)
         patch.setattr(blocked, "_JOINED_BLOCK", 32)
         patch.setattr(blocked, "_JOINED_BYTES", 2**23)
-        check(Layout.from_lengths([700, 256, 257], [[0, 350], [255], []]), 100, torch.float32)
+        layout = Layout.from_lengths([700, 256, 257], [[0, 350], [255], []])
+        check(layout, 100, torch.float32)
+        check(layout, 60, torch.float32, causal=True, dilation=[1, 2])
 
 
-def test_a_document_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("causal", [False, True], ids=["both sides", "causal"])
+@pytest.mark.parametrize("dilation", [1, 2, [1, 3]], ids=str)
+def test_a_document_does_not_depend_on_its_neighbours(
+    dilation: int | list[int], causal: bool
+) -> None:
     q, k, v = draw(100, torch.float32)
     layout = Layout.from_lengths([30, 50, 20], [[0], [0, 49], []])
     hurt = [x.clone() for x in (q, k, v)]
     for x in hurt:
         x[:30], x[80:] = torch.nan, torch.inf
 
-    out = window_attention(*hurt, layout, RADIUS)
+    def attend(*inputs: Tensor) -> Tensor:
+        return window_attention(*inputs, layout, RADIUS, causal=causal, dilation=dilation)
 
-    assert torch.equal(out[30:80], window_attention(q, k, v, layout, RADIUS)[30:80])
+    assert torch.equal(attend(*hurt)[30:80], attend(q, k, v)[30:80])
 
 
 def test_inputs_that_are_views() -> None:
@@ -157,7 +231,7 @@ def test_inputs_that_are_views() -> None:
     views = tuple(together.unbind(1))
     assert not views[0].is_contiguous()
     for ours, theirs in zip(
-        run(tuple(x.contiguous() for x in views), layout, RADIUS, "blocked"),
+        run(tuple(x.contiguous() for x in views), layout, RADIUS, "blocked")[:4],
         _through_views(together, layout),
         strict=True,
     ):
@@ -179,12 +253,40 @@ def test_gradcheck() -> None:
     layout = Layout.from_lengths([10, 4], [[0, 6], []], valid)
     inputs = [x[:, :1, :3].contiguous().requires_grad_() for x in draw(14, torch.float64)]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    def attend(*x: Tensor, dropout_p: float = 0.0, **band: Any) -> Tensor:
         torch.manual_seed(7)
-        return window_attention(q, k, v, layout, 2, dropout_p=dropout_p)
+        return window_attention(*x, layout, 2, dropout_p=dropout_p, **band)
 
     assert torch.autograd.gradcheck(attend, inputs)
-    assert torch.autograd.gradcheck(lambda *x: attend(*x, 0.3), inputs)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, dropout_p=0.3), inputs)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, [3, 1]], ids=str)
+def test_gradcheck_of_dropout_in_other_bands(dilation: int | list[int]) -> None:
+    """Forward and backward draw the same."""
+    layout = Layout.from_lengths([10, 4], [[0, 6], []])
+    inputs = [x[..., :2].contiguous().requires_grad_() for x in draw(14, torch.float64)]
+
+    def attend(*x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return window_attention(*x, layout, 2, dropout_p=0.3, causal=True, dilation=dilation)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_dropout_is_a_draw_of_its_own_and_leaves_the_lse_alone() -> None:
+    """Cheaper than counters; heads of other dilations draw other numbers."""
+    layout = Layout.from_lengths([LENGTH], [[0]])
+    q, k, v = draw(LENGTH, torch.float32)
+    dropped = []
+    for implementation in ("blocked", "reference"):
+        torch.manual_seed(3)
+        given: Any = {"implementation": implementation, "dilation": [1, 2]}
+        out, lse = window_attention_with_lse(q, k, v, layout, RADIUS, dropout_p=0.5, **given)
+        exact = window_attention_with_lse(q, k, v, layout, RADIUS, **given)[1]
+        torch.testing.assert_close(lse, exact)
+        dropped.append(out)
+    assert not torch.allclose(*dropped)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -212,11 +314,12 @@ def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
 def _visible_counts(layout: Layout) -> list[int]:
     counts = []
     for length, positions in zip(layout.lengths, layout.global_positions, strict=True):
-        counts += visible_keys(length, RADIUS, positions, None).sum(1).tolist()
+        counts += visible_keys(length, Band.of(RADIUS, 1), positions, None)[0].sum(1).tolist()
     return counts
 
 
-def test_nothing_of_the_size_of_the_window_is_kept() -> None:
+@pytest.mark.parametrize("dilation", [1, 3, [1, 2]], ids=str)
+def test_nothing_of_the_size_of_the_window_is_kept(dilation: int | list[int]) -> None:
     kept = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -228,6 +331,17 @@ def test_nothing_of_the_size_of_the_window_is_kept() -> None:
         q, k, v = (x.requires_grad_() for x in draw(400, dtype))
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            window_attention(q, k, v, layout, 64)
+            window_attention(q, k, v, layout, 64, dilation=dilation)
         assert kept
         assert sum(kept) <= 5 * q.nbytes
+
+
+@pytest.mark.parametrize("needs_lse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_is_an_operator_as_torch_wants_one(dtype: torch.dtype, needs_lse: bool) -> None:
+    """Its declared shapes, its gradient and its tracing are those of what it computes."""
+    layout = Layout.from_lengths([30, 9], [[0, 17], [3]])
+    inputs = [x.requires_grad_() for x in draw(39, dtype)]
+    args = (*inputs, layout.number, RADIUS, [1, 2], True, 0.5, 0.0, 0, needs_lse)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.longhaul.blocked_attention, args, test_utils=tests)
