@@ -9,15 +9,20 @@ no two runs differ by a bit. With dilation d a document is read as d documents, 
 Shape letters: T packed tokens, H heads, D head dimension, G global tokens of the whole batch.
 """
 
+# What is known when a kernel is compiled has names in capitals, and Triton has no types.
+# ruff: noqa: N803
+# mypy: disable-error-code="untyped-decorator"
+
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -61,6 +66,8 @@ _MAX_PARTS = 64
 _READ = 64
 _WARPS_GLOBAL = 4
 _SUM_BLOCK = 1024
+# A product and a sum may be one rounding; Triton wants it said.
+_FUSED = {"enable_fp_fusion": True}
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,7 +84,7 @@ _ITEM = tl.constexpr(8)
 
 
 @triton.jit
-def _item(items: Any) -> Any:
+def _item(items: tl.tensor) -> tl.tensor:
     """Return the work item of this program."""
     at = items + tl.program_id(0) * _ITEM
     base, length, first = tl.load(at), tl.load(at + 1), tl.load(at + 2)
@@ -85,21 +92,21 @@ def _item(items: Any) -> Any:
 
 
 @triton.jit
-def _at(x: Any, slot: Any, stride: Any) -> Any:
+def _at(x: tl.tensor, slot: tl.tensor, stride: tl.tensor) -> tl.tensor:
     """Return the address of one row: rows may lie more than 2**31 numbers apart."""
     return x + slot.to(tl.int64) * stride
 
 
 @triton.jit
 def _rows(
-    x: Any,
-    rows: Any,
-    stride: Any,
-    is_row: Any,
+    x: tl.tensor,
+    rows: tl.tensor,
+    stride: tl.tensor,
+    is_row: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Load rows, zeros where `is_row` is not set and beyond the head size."""
     columns = tl.arange(0, PADDED)
     at = x + rows[:, None] * stride + columns[None, :]
@@ -114,11 +121,11 @@ def _rows(
 
 @triton.jit
 def _store_rows(
-    x: Any,
-    values: Any,
-    rows: Any,
-    stride: Any,
-    is_row: Any,
+    x: tl.tensor,
+    values: tl.tensor,
+    rows: tl.tensor,
+    stride: tl.tensor,
+    is_row: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
 ) -> None:
@@ -131,15 +138,15 @@ def _store_rows(
 
 @triton.jit
 def _whole_tiles(
-    first: Any,
-    last: Any,
-    length: Any,
-    low: Any,
-    high: Any,
-    left: Any,
-    right: Any,
+    first: tl.tensor,
+    last: tl.tensor,
+    length: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
     SIZE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Return where, of tiles from `low` on, those begin and end that a whole own tile sees."""
     begin = low + (tl.maximum(last - left - low, 0) + SIZE - 1) // SIZE * SIZE
     stop = tl.minimum(tl.minimum(first + right + 1, length), high)
@@ -149,7 +156,7 @@ def _whole_tiles(
 
 
 @triton.jit
-def _is_near(distance: Any, radius: Any, CAUSAL: tl.constexpr) -> Any:
+def _is_near(distance: tl.tensor, radius: tl.tensor, CAUSAL: tl.constexpr) -> tl.tensor:
     """Tell for distances, query minus key within a class, whether the band has them."""
     if CAUSAL:
         return (distance >= 0) & (distance <= radius)
@@ -157,7 +164,7 @@ def _is_near(distance: Any, radius: Any, CAUSAL: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _is_extra(distance: Any, radius: Any, DILATION: tl.constexpr, CAUSAL: tl.constexpr) -> Any:
+def _is_extra(distance: tl.tensor, radius: tl.tensor, DILATION: tl.constexpr, CAUSAL: tl.constexpr) -> tl.tensor:
     """Tell for distances in slots whether a global key is seen there, but not in the band."""
     far = (distance > radius * DILATION) | (distance % DILATION != 0)
     if CAUSAL:
@@ -166,7 +173,7 @@ def _is_extra(distance: Any, radius: Any, DILATION: tl.constexpr, CAUSAL: tl.con
 
 
 @triton.jit
-def _is_valid(valid: Any, slots: Any, is_row: Any, HAS_INVALID: tl.constexpr) -> Any:
+def _is_valid(valid: tl.tensor, slots: tl.tensor, is_row: tl.tensor, HAS_INVALID: tl.constexpr) -> tl.tensor:
     """Narrow `is_row` to valid tokens."""
     if HAS_INVALID:
         return is_row & (tl.load(valid + slots, mask=is_row, other=0) != 0)
@@ -174,7 +181,7 @@ def _is_valid(valid: Any, slots: Any, is_row: Any, HAS_INVALID: tl.constexpr) ->
 
 
 @triton.jit
-def _is_kept(query_slots: Any, key_slots: Any, head: Any, seed: Any, threshold: Any) -> Any:
+def _is_kept(query_slots: tl.tensor, key_slots: tl.tensor, head: tl.tensor, seed: tl.tensor, threshold: tl.tensor) -> tl.tensor:
     """Draw which probabilities dropout keeps, from their places alone."""
     drawn, _, _, _ = tl.philox(seed, key_slots, query_slots, head, 0)
     return drawn >= threshold.to(tl.uint32)
@@ -182,22 +189,22 @@ def _is_kept(query_slots: Any, key_slots: Any, head: Any, seed: Any, threshold: 
 
 @triton.jit
 def _softmax_step(
-    top: Any,
-    total: Any,
-    acc: Any,
-    queries: Any,
-    keys: Any,
-    values: Any,
-    sees: Any,
-    query_slots: Any,
-    key_slots: Any,
-    factor: Any,
-    head: Any,
-    seed: Any,
-    threshold: Any,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Add keys to the running maximum, sum and output of queries, in powers of 2."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     if MASKED:
@@ -222,21 +229,21 @@ def _softmax_step(
 
 @triton.jit
 def _key_side(
-    k: Any,
-    v: Any,
-    valid: Any,
-    k_stride: Any,
-    v_stride: Any,
-    base: Any,
-    length: Any,
-    first: Any,
+    k: tl.tensor,
+    v: tl.tensor,
+    valid: tl.tensor,
+    k_stride: tl.tensor,
+    v_stride: tl.tensor,
+    base: tl.tensor,
+    length: tl.tensor,
+    first: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     HAS_INVALID: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Load a tile of the band's keys and values; return indices, slots and flags with them."""
     offsets = tl.arange(0, SIZE)
     index = first + offsets
@@ -251,23 +258,23 @@ def _key_side(
 
 @triton.jit
 def _query_side(
-    q: Any,
-    grad: Any,
-    lse: Any,
-    delta: Any,
-    valid: Any,
-    q_stride: Any,
-    grad_stride: Any,
-    base: Any,
-    length: Any,
-    first: Any,
+    q: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    grad_stride: tl.tensor,
+    base: tl.tensor,
+    length: tl.tensor,
+    first: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     HAS_INVALID: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Load what the backward pass needs of a tile of queries.
 
     The log-sum-exp comes in powers of 2, infinite for rows without keys: their probabilities are 0.
@@ -288,17 +295,17 @@ def _query_side(
 
 @triton.jit
 def _global_side(
-    k: Any,
-    v: Any,
-    globals_: Any,
-    k_stride: Any,
-    v_stride: Any,
-    first: Any,
-    end: Any,
+    k: tl.tensor,
+    v: tl.tensor,
+    globals_: tl.tensor,
+    k_stride: tl.tensor,
+    v_stride: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     SIZE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Gather a chunk of global keys and values; return slots and flags with them."""
     index = first + tl.arange(0, SIZE)
     is_key = index < end
@@ -310,28 +317,28 @@ def _global_side(
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _forward(
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    lse: Any,
-    items: Any,
-    heads: Any,
-    globals_: Any,
-    valid: Any,
-    q_stride: Any,
-    q_head: Any,
-    k_stride: Any,
-    k_head: Any,
-    v_stride: Any,
-    v_head: Any,
-    out_stride: Any,
-    num_tokens: Any,
-    radius: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
@@ -404,13 +411,13 @@ def _forward(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _delta(
-    out: Any,
-    grad: Any,
-    delta: Any,
-    out_stride: Any,
-    grad_stride: Any,
-    grad_head: Any,
-    num_tokens: Any,
+    out: tl.tensor,
+    grad: tl.tensor,
+    delta: tl.tensor,
+    out_stride: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    num_tokens: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
@@ -430,24 +437,24 @@ def _delta(
 
 @triton.jit
 def _query_step(
-    acc: Any,
-    queries: Any,
-    grads: Any,
-    sums: Any,
-    deltas: Any,
-    keys: Any,
-    values: Any,
-    sees: Any,
-    query_slots: Any,
-    key_slots: Any,
-    factor: Any,
-    head: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    acc: tl.tensor,
+    queries: tl.tensor,
+    grads: tl.tensor,
+    sums: tl.tensor,
+    deltas: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Add what keys give to the gradient of queries."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     p = tl.exp2(scores * factor - sums[:, None])
@@ -463,33 +470,33 @@ def _query_step(
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _backward_queries(
-    q: Any,
-    k: Any,
-    v: Any,
-    grad: Any,
-    lse: Any,
-    delta: Any,
-    dq: Any,
-    items: Any,
-    heads: Any,
-    globals_: Any,
-    valid: Any,
-    q_stride: Any,
-    q_head: Any,
-    k_stride: Any,
-    k_head: Any,
-    v_stride: Any,
-    v_head: Any,
-    grad_stride: Any,
-    grad_head: Any,
-    out_stride: Any,
-    num_tokens: Any,
-    radius: Any,
-    scale: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    dq: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
@@ -506,7 +513,7 @@ def _backward_queries(
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
     lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
-    query, slots, is_query, queries, grads, sums, deltas = _query_side(
+    query, slots, _, queries, grads, sums, deltas = _query_side(
         q, grad, lse, delta, valid, q_stride, grad_stride, base, length, first,
         HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
     )  # fmt: skip
@@ -554,25 +561,25 @@ def _backward_queries(
 
 @triton.jit
 def _key_step(
-    dk: Any,
-    dv: Any,
-    keys: Any,
-    values: Any,
-    queries: Any,
-    grads: Any,
-    sums: Any,
-    deltas: Any,
-    sees: Any,
-    query_slots: Any,
-    key_slots: Any,
-    factor: Any,
-    head: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    dk: tl.tensor,
+    dv: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    queries: tl.tensor,
+    grads: tl.tensor,
+    sums: tl.tensor,
+    deltas: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Add what queries give to the gradients of keys and values; all matrices have keys as rows."""
     scores = tl.dot(keys, tl.trans(queries), input_precision="ieee")
     p = tl.exp2(scores * factor - sums[None, :])
@@ -592,36 +599,36 @@ def _key_step(
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _backward_keys(
-    q: Any,
-    k: Any,
-    v: Any,
-    grad: Any,
-    lse: Any,
-    delta: Any,
-    dk: Any,
-    dv: Any,
-    items: Any,
-    heads: Any,
-    ranks: Any,
-    global_dk: Any,
-    global_dv: Any,
-    valid: Any,
-    q_stride: Any,
-    q_head: Any,
-    k_stride: Any,
-    k_head: Any,
-    v_stride: Any,
-    v_head: Any,
-    grad_stride: Any,
-    grad_head: Any,
-    out_stride: Any,
-    num_tokens: Any,
-    radius: Any,
-    scale: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    dk: tl.tensor,
+    dv: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    ranks: tl.tensor,
+    global_dk: tl.tensor,
+    global_dv: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
@@ -691,33 +698,33 @@ def _backward_keys(
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _backward_globals(
-    q: Any,
-    k: Any,
-    v: Any,
-    grad: Any,
-    lse: Any,
-    delta: Any,
-    partial_dk: Any,
-    partial_dv: Any,
-    items: Any,
-    heads: Any,
-    globals_: Any,
-    valid: Any,
-    q_stride: Any,
-    q_head: Any,
-    k_stride: Any,
-    k_head: Any,
-    v_stride: Any,
-    v_head: Any,
-    grad_stride: Any,
-    grad_head: Any,
-    out_stride: Any,
-    num_tokens: Any,
-    radius: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
-    kept_scale: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    partial_dk: tl.tensor,
+    partial_dv: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     STEP: tl.constexpr,
@@ -728,7 +735,7 @@ def _backward_globals(
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
     """Sum what a part of a document's queries gives to a chunk of its global keys, one head."""
-    base, length, low, high, global_first, global_end, row = _item(items)
+    base, _, low, high, global_first, global_end, row = _item(items)
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
@@ -739,7 +746,7 @@ def _backward_globals(
     acc_k = tl.full([GLOBALS, PADDED], 0.0, tl.float32)
     acc_v = tl.full([GLOBALS, PADDED], 0.0, tl.float32)
     for at in range(low, high, STEP):
-        query, slots, is_query, queries, grads, sums, deltas = _query_side(
+        _index, slots, is_query, queries, grads, sums, deltas = _query_side(
             q, grad, lse, delta, valid, q_stride, grad_stride, base, high, at,
             HEAD, PADDED, STEP, 1, HAS_INVALID, True,
         )  # fmt: skip
@@ -757,7 +764,7 @@ def _backward_globals(
 
 @triton.jit
 def _sum_parts(
-    partial: Any, total: Any, table: Any, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    partial: tl.tensor, total: tl.tensor, table: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:
     """Add up the rows that one global key got from the parts of its document, in their order."""
     key = tl.program_id(0)
@@ -769,7 +776,7 @@ def _sum_parts(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
     acc = tl.full([BLOCK], 0.0, tl.float32)
-    for part in range(0, count):
+    for part in range(count):
         acc += tl.load(_at(partial, row + part * step, SIZE) + columns, mask=mask, other=0.0)
     tl.store(_at(total, key, SIZE) + columns, acc, mask=mask)
 
@@ -831,8 +838,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     band = Band(radius, tuple(dilations), is_causal)
     call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
-    with torch.cuda.device_of(q):
-        return _run_forward(call, *(_with_unit_stride(x) for x in (q, k, v)))
+    q, k, v = (_with_unit_stride(x) for x in (q, k, v))
+    with _device_of(q):
+        return _run_forward(call, q, k, v)
 
 
 @torch.library.custom_op("longhaul::fused_attention_backward", mutates_args=())
@@ -853,8 +861,9 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     band = Band(radius, tuple(dilations), is_causal)
     call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
-    with torch.cuda.device_of(q):
-        return _run_backward(call, *(_with_unit_stride(x) for x in (grad, q, k, v)), out, lse)
+    grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
+    with _device_of(q):
+        return _run_backward(call, grad, q, k, v, out, lse)
 
 
 @_attend.register_fake
@@ -883,6 +892,11 @@ def _turn(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _attend.register_autograd(_turn, setup_context=_save)
+
+
+def _device_of(q: Tensor) -> AbstractContextManager[Any]:
+    """Launch where the tensors are, whatever device is current."""
+    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -987,7 +1001,9 @@ class _Call:
 
     def _work(self, tile: int, dilation: int, left: int, right: int) -> _Work:
         num_valid = self._num_valid
-        plain, mixed, num_pairs = [], [], 0
+        plain: list[tuple[int, ...]] = []
+        mixed: list[tuple[int, ...]] = []
+        num_pairs = 0
         for d in self.documents:
             for base in range(d.start, min(d.start + dilation, d.end)):
                 length = -(-(d.end - base) // dilation)
@@ -1089,6 +1105,7 @@ def _cut(tiles: Tiles) -> dict[str, int]:
         "STEP": tiles.step,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
+        **_FUSED,
     }
 
 
@@ -1188,6 +1205,7 @@ def _run_globals(
             DILATION=dilation,
             HAS_INVALID=has_invalid,
             num_warps=_WARPS_GLOBAL,
+            **_FUSED,
             **arguments,
         )
     sums = q.new_empty(2, len(table), *shape, dtype=torch.float32)
