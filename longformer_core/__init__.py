@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longformer_core.attention.dense import dense_probabilities
-    from longformer_core.attention.window import window_attention
+    from longformer_core.attention.window import window_attention, window_attention_with_lse
     from longformer_core.batch_encoding import BatchEncoding
     from longformer_core.checkpoint import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerConfig
@@ -151,6 +151,7 @@ __all__ = [
     "plan_conversion",
     "resolve",
     "window_attention",
+    "window_attention_with_lse",
 ]
 
 _HOME = {
@@ -220,6 +221,7 @@ _HOME = {
     "plan_conversion": "convert",
     "resolve": "location",
     "window_attention": "attention.window",
+    "window_attention_with_lse": "attention.window",
 }
 
 

@@ -4,11 +4,15 @@ A block is C consecutive queries of one document. Its keys are the W tokens with
 of them, as a view, and the document's global tokens as extra columns. Only two corners of the band
 need a mask, each a triangle that all blocks share; a global column is masked for the queries that
 have the token in their band already, so that it counts once.
+
+With a dilation r the band of a token holds tokens of its own residue class only, those r apart: the
+classes of a document, brought in order one after another, are documents of their own to the band,
+and share the document's global columns. Heads of equal dilation are computed together.
 Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g globals of the document.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -18,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention.band import Band
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
 
@@ -37,8 +42,9 @@ _JOINED_BYTES = 2**23
 
 @dataclass(frozen=True)
 class _Block:
-    """Slots of a block's queries and keys, and its document's range in `layout.global_index`.
+    """Places of a block's queries and keys, and its document's range in `_Strand.global_index`.
 
+    `masks_globals`: some query may not see some global column, or sees it in its band already.
     With a `count`, that many blocks one after another, of which each has `num_queries` queries and
     `num_keys` keys, all alike.
     """
@@ -49,7 +55,7 @@ class _Block:
     num_queries: int
     num_keys: int
     num_globals: int
-    near_global: bool
+    masks_globals: bool
     count: int = 1
 
 
@@ -58,23 +64,26 @@ def blocked_attention(
     k: Tensor,
     v: Tensor,
     layout: Layout,
-    radius: int,
+    band: Band,
     scale: float,
-    dropout_p: float = 0.0,
-) -> Tensor:
+    dropout: tuple[float, int] = (0.0, 0),
+    *,
+    needs_lse: bool = True,
+) -> tuple[Tensor, Tensor]:
     """Compute `window_attention` block by block, and its gradients block by block again.
 
     The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
     Numerics: softmax in float32 for narrower inputs.
     """
     # One operator, not many: torch.compile and torch.export see a single node of known shape.
-    dtype, seed = q.dtype, 0
-    if dropout_p:
+    dtype = q.dtype
+    if dropout[0]:
         # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
         wide = torch.promote_types(dtype, torch.float32)
-        q, k, v, seed = q.to(wide), k.to(wide), v.to(wide), int(torch.randint(2**48, ()))
-    out: Tensor = _attend(q, k, v, layout.number, radius, scale, dropout_p, seed)
-    return out.to(dtype)
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
+    out, lse = _attend(q, k, v, *given, needs_lse)
+    return out.to(dtype), lse.detach()
 
 
 @torch.library.custom_op("longhaul::blocked_attention", mutates_args=())
@@ -84,16 +93,25 @@ def _attend(
     v: Tensor,
     layout: int,
     radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
     scale: float,
     dropout_p: float,
     seed: int,
-) -> Tensor:
-    call = _Call(Layout.of_number(layout), radius, scale, (dropout_p, seed))
-    if dropout_p or (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)):
-        out = _explicit(q, k, v, call)
-    else:
-        out = _fused(q, k, v, call)
-    return _without_invalid(out, call.layout)
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    calls = _calls(layout, radius, dilations, is_causal, scale, dropout_p, seed)
+    results = [_forward(call, *map(call.pick, (q, k, v)), needs_lse=needs_lse) for call in calls]
+    out = _whole(calls, [rows for rows, _ in results])
+    is_valid = calls[0].layout.is_valid
+    if not needs_lse:
+        return _without_invalid(out, is_valid, 0.0), _no_lse(q)
+    lse = _whole(calls, [sums for _, sums in results])
+    return _without_invalid(out, is_valid, 0.0), _without_invalid(lse, is_valid, -torch.inf)[..., 0]
+
+
+def _no_lse(q: Tensor, num_tokens: int = 0) -> Tensor:
+    return q.new_empty(num_tokens, q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op("longhaul::blocked_attention_backward", mutates_args=())
@@ -105,12 +123,59 @@ def _attend_backward(
     out: Tensor,
     layout: int,
     radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
     scale: float,
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call = _Call(Layout.of_number(layout), radius, scale, (dropout_p, seed))
-    grad = _without_invalid(grad, call.layout)
+    calls = _calls(layout, radius, dilations, is_causal, scale, dropout_p, seed)
+    grad = _without_invalid(grad, calls[0].layout.is_valid, 0.0)
+    results = [_backward(call, *map(call.pick, (q, k, v, grad, out))) for call in calls]
+    dq, dk, dv = (_whole(calls, list(parts)) for parts in zip(*results, strict=True))
+    return dq, dk, dv
+
+
+@_attend.register_fake
+def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, _no_lse(q, len(q) if given[-1] else 0)
+
+
+@_attend_backward.register_fake
+def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
+    return dq, dk, dv
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[0])
+    ctx.given = inputs[3:-1]
+    # Numbers do not keep a layout alive, and the backward pass asks for it again.
+    ctx.layout = Layout.of_number(inputs[3])
+
+
+def _turn(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
+    return *gradients, *(None for _ in ctx.given), None
+
+
+_attend.register_autograd(_turn, setup_context=_save)
+
+
+def _forward(
+    call: "_Call", q: Tensor, k: Tensor, v: Tensor, *, needs_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
+    if call.dropout[0] or (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)):
+        lse = q.new_empty(*q.shape[:2], 1) if needs_lse else None
+        return _explicit(q, k, v, call, lse), lse
+    return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None
+
+
+def _backward(
+    call: "_Call", q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.dtype == wide:
         return _gradients(q, k, v, grad, out, call)
@@ -121,46 +186,102 @@ def _attend_backward(
     return dq, dk, dv
 
 
-@_attend.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+@dataclass(frozen=True)
+class _Strand:
+    """The packed tokens in an order in which the band of one dilation has no gaps.
+
+    A run is what is one document to the band: the slots `first`, `first + step`, and so on.
+    Shapes: order [T] has the slot at each place, None when that is the place itself; global_index
+        [G] places, in the layout's order of global tokens; is_valid [T] by place.
+    """
+
+    runs: tuple["_Run", ...]
+    order: Tensor | None
+    global_index: Tensor
+    is_valid: Tensor | None
+
+    @classmethod
+    def of(cls, layout: Layout, dilation: int) -> "_Strand":
+        runs = tuple(_runs(layout, dilation))
+        if dilation == 1:
+            return cls(runs, None, layout.global_index, layout.is_valid)
+        device = layout.device
+        order = torch.cat([torch.arange(0), *map(_slots, runs)]).to(device)
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=device)
+        is_valid = None if layout.is_valid is None else layout.is_valid[order]
+        return cls(runs, order, places[layout.global_index], is_valid)
 
 
-@_attend_backward.register_fake
-def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
-    return dq, dk, dv
+def _slots(run: "_Run") -> Tensor:
+    return torch.arange(run.slots.start, run.slots.stop, run.slots.step)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3], output)
-    ctx.given = inputs[3:]
-    # Numbers do not keep a layout alive, and the backward pass asks for it again.
-    ctx.layout = Layout.of_number(inputs[3])
+@dataclass(frozen=True)
+class _Run:
+    """The places of one run, its slots, its document's globals and their range among all."""
+
+    start: int
+    slots: range
+    globals: tuple[int, ...]
+    columns: slice
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.slots)
+
+    @property
+    def global_places(self) -> list[int]:
+        """Return the places of the globals that lie in the run."""
+        return [self.start + self.slots.index(slot) for slot in self.globals if slot in self.slots]
 
 
-def _turn(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attend_backward(grad, *ctx.saved_tensors, *ctx.given), None, None, None, None, None
-
-
-_attend.register_autograd(_turn, setup_context=_save)
+def _runs(layout: Layout, dilation: int) -> Iterator[_Run]:
+    place = 0
+    global_ends = accumulate(layout.num_globals)
+    for (start, end), positions, global_end in zip(
+        pairwise(layout.cu_seqlens), layout.global_positions, global_ends, strict=True
+    ):
+        columns = slice(global_end - len(positions), global_end)
+        chosen = tuple(start + position for position in positions)
+        for first in range(start, min(start + dilation, end)):
+            run = _Run(place, range(first, end, dilation), chosen, columns)
+            yield run
+            place = run.end
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call computes, beside its tensors; `dropout` is a probability and a seed."""
+    """What is computed for the heads of one dilation, beside its tensors.
+
+    `dropout` is a probability and a seed; `heads` is None when all have the dilation.
+    """
 
     layout: Layout
     radius: int
+    dilation: int
+    heads: tuple[int, ...] | None
+    num_heads: int
+    is_causal: bool
     scale: float
     dropout: tuple[float, int]
 
     @property
+    def ahead(self) -> int:
+        """Return how many keys after itself a query sees in its band."""
+        return 0 if self.is_causal else self.radius
+
+    @property
+    def strand(self) -> _Strand:
+        """Return the order of tokens that all layers with this dilation share."""
+        layout, dilation = self.layout, self.dilation
+        return layout.plan(("strand", dilation), lambda: _Strand.of(layout, dilation))
+
+    @property
     def blocks(self) -> list[_Block]:
-        """Return the plan that all layers with this radius share."""
-        layout, radius = self.layout, self.radius
-        size = _BLOCK.get(layout.device.type, _BLOCK_ELSEWHERE)
-        return layout.plan(("blocks", radius), lambda: list(_blocks(layout, radius, size)))
+        """Return the plan that all layers with this band share."""
+        size = _BLOCK.get(self.layout.device.type, _BLOCK_ELSEWHERE)
+        return self._plan("blocks", lambda: _blocks(self, size))
 
     @property
     def forward_blocks(self) -> list[_Block]:
@@ -168,71 +289,121 @@ class _Call:
 
         With it the backward pass has to drop the same again, and goes block by block.
         """
-        layout, radius = self.layout, self.radius
-        if radius > _JOINED_RADIUS or self.dropout[0] or layout.device.type != "cpu":
+        if self.radius > _JOINED_RADIUS or self.dropout[0] or self.layout.device.type != "cpu":
             return self.blocks
-        return layout.plan(
-            ("joined blocks", radius),
-            lambda: list(_joined(_blocks(layout, radius, _JOINED_BLOCK), layout, radius)),
-        )
+        return self._plan("joined", lambda: _joined(_blocks(self, _JOINED_BLOCK), self))
+
+    def _plan(self, name: str, build: Callable[[], Iterable[_Block]]) -> list[_Block]:
+        key = (name, self.radius, self.dilation, self.is_causal)
+        return self.layout.plan(key, lambda: list(build()))
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Return the call's heads of [T, H, D], tokens by place; no copy where it is all of it."""
+        order = self.strand.order
+        x = x if self.heads is None else x[:, list(self.heads)]
+        return x if order is None else x[order]
+
+    def put(self, part: Tensor, out: Tensor) -> None:
+        """Write what belongs to the call's heads, tokens by place, where `pick` took it from."""
+        order = self.strand.order
+        if self.heads is None:
+            out[order] = part
+        elif order is None:
+            out[:, list(self.heads)] = part
+        else:
+            out[order[:, None], torch.tensor(self.heads, device=order.device)] = part
 
 
-def _product_flops(shape: Sequence[int], blocks: Iterable[_Block]) -> int:
+def _calls(
+    layout: int,
+    radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> list[_Call]:
+    """Return the calls that together are the operation: one for each dilation."""
+    calls = []
+    of_number = Layout.of_number(layout)
+    for index, dilation in enumerate(sorted(set(dilations))):
+        heads = tuple(head for head, own in enumerate(dilations) if own == dilation)
+        # Blocks take the seeds from this one on; see `_Scores.kept`.
+        dropout = (dropout_p, seed + index * of_number.num_tokens)
+        some = None if len(heads) == len(dilations) else heads
+        call = _Call(of_number, radius, dilation, some, len(heads), is_causal, scale, dropout)
+        calls.append(call)
+    return calls
+
+
+def _whole(calls: list[_Call], parts: Sequence[Tensor | None]) -> Tensor:
+    """Return the calls' parts [T, h, D] as one tensor [T, H, D], tokens by slot."""
+    first = parts[0]
+    assert first is not None
+    if calls[0].heads is None and calls[0].strand.order is None:
+        return first
+    num_heads = sum(call.num_heads for call in calls)
+    out = first.new_empty(first.shape[0], num_heads, first.shape[2])
+    for call, part in zip(calls, parts, strict=True):
+        assert part is not None
+        call.put(part, out)
+    return out
+
+
+def _product_flops(shape: Sequence[int], blocks: Iterable[_Block], num_heads: int) -> int:
     """Return the flops of one product of all blocks' queries and keys, for torch's counter."""
     pairs = sum(b.count * b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
-    return 2 * pairs * shape[1] * shape[2]
+    return 2 * pairs * num_heads * shape[2]
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    _k, _v, layout, radius, scale, *dropout = given
-    call = _Call(Layout.of_number(layout), radius, scale, tuple(dropout))
-    return 2 * _product_flops(q, call.forward_blocks)
+    calls = _calls(*given[2:-1])
+    return 2 * sum(_product_flops(q, call.forward_blocks, call.num_heads) for call in calls)
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    _k, _v, _out, layout, radius, scale, *dropout = given
-    call = _Call(Layout.of_number(layout), radius, scale, tuple(dropout))
-    return 5 * _product_flops(q, call.blocks)
+    calls = _calls(*given[3:])
+    return 5 * sum(_product_flops(q, call.blocks, call.num_heads) for call in calls)
 
 
-def _without_invalid(rows: Tensor, layout: Layout) -> Tensor:
-    if layout.is_valid is None:
+def _without_invalid(rows: Tensor, is_valid: Tensor | None, value: float) -> Tensor:
+    if is_valid is None:
         return rows
-    return rows.masked_fill(~layout.is_valid[:, None, None], 0.0)
+    return rows.masked_fill(~is_valid[:, None, None], value)
 
 
-def _blocks(layout: Layout, radius: int, size: int) -> Iterator[_Block]:
-    global_ends = accumulate(layout.num_globals)
-    for (start, end), positions, global_end in zip(
-        pairwise(layout.cu_seqlens), layout.global_positions, global_ends, strict=True
-    ):
-        columns = slice(global_end - len(positions), global_end)
-        step = end - start if end - start <= _WHOLE else size
-        for first in range(start, end, max(step, 1)):
-            last = min(first + step, end)
-            low, high = max(start, first - radius), min(end, last + radius)
+def _blocks(call: _Call, size: int) -> Iterator[_Block]:
+    for run in call.strand.runs:
+        places = run.global_places
+        step = len(run.slots) if len(run.slots) <= _WHOLE else size
+        for first in range(run.start, run.end, max(step, 1)):
+            last = min(first + step, run.end)
+            low, high = max(run.start, first - call.radius), min(run.end, last + call.ahead)
+            in_band = any(low <= place < high for place in places)
+            # A causal query does not see the globals after it; the first one has the most of them.
+            lies_after = call.is_causal and run.globals[-1:] > (run.slots[first - run.start],)
             yield _Block(
                 queries=slice(first, last),
                 keys=slice(low, high),
-                globals=columns,
+                globals=run.columns,
                 num_queries=last - first,
                 num_keys=high - low,
-                num_globals=len(positions),
-                near_global=any(low <= start + position < high for position in positions),
+                num_globals=len(run.globals),
+                masks_globals=in_band or lies_after,
             )
 
 
-def _joined(blocks: Iterable[_Block], layout: Layout, radius: int) -> Iterator[_Block]:
-    """Join the blocks that see the whole window on both sides and follow one another."""
+def _joined(blocks: Iterable[_Block], call: _Call) -> Iterator[_Block]:
+    """Join the blocks that see their whole window and follow one another in a run."""
     run: list[_Block] = []
     for block in blocks:
-        first, last = block.queries.start - radius, block.queries.stop + radius
+        first, last = block.queries.start - call.radius, block.queries.stop + call.ahead
         is_inner = (block.keys.start, block.keys.stop) == (first, last)
         is_inner &= block.num_queries == _JOINED_BLOCK
         # Their products take whole rows of scores; see `_Scores.product`.
-        is_inner &= block.keys.start + _row_length(block) <= layout.num_tokens
+        is_inner &= block.keys.start + _row_length(block) <= call.layout.num_tokens
         follows = run and run[-1].globals == block.globals and len(run) < _most(block)
         if run and not (is_inner and follows):
             yield _join(run)
@@ -255,7 +426,7 @@ def _join(run: list[_Block]) -> _Block:
         run[0],
         queries=slice(run[0].queries.start, run[-1].queries.stop),
         keys=slice(run[0].keys.start, run[-1].keys.stop),
-        near_global=any(block.near_global for block in run),
+        masks_globals=any(block.masks_globals for block in run),
         count=len(run),
     )
 
@@ -307,41 +478,54 @@ def _parts(blocks: Iterable[_Block], num_heads: int) -> Iterator[_Part]:
 class _Masks:
     """Additive masks of one call; everything that does not depend on a block is made once."""
 
-    def __init__(self, layout: Layout, radius: int, like: Tensor) -> None:
-        self._radius = radius
-        self._globals = layout.global_index
+    def __init__(self, call: _Call, like: Tensor) -> None:
+        self._call = call
+        self._strand = call.strand
         size = max(_BLOCK.get(like.device.type, _BLOCK_ELSEWHERE), _WHOLE)
-        self.before, self.after = layout.plan(
+        self.before, self.after = call.layout.plan(
             ("triangles", like.dtype), lambda: _triangles(size, like)
         )
         self.keys = None
-        if layout.is_valid is not None:
+        is_valid = self._strand.is_valid
+        if is_valid is not None:
             # Finite, so that an invalid query among invalid keys is a number and not NaN; its row
             # is set to zero at the end. Half the range leaves room to add a score.
             low = torch.finfo(like.dtype).min / 2
-            self.keys = torch.zeros_like(layout.is_valid, dtype=like.dtype)
-            self.keys.masked_fill_(~layout.is_valid, low)
+            self.keys = torch.zeros_like(is_valid, dtype=like.dtype).masked_fill_(~is_valid, low)
 
     def add(self, scores: Tensor, block: _Block) -> None:
         """Mask scores [..., C, W + g], keys first, in place."""
         c, w = block.num_queries, block.num_keys
-        # Query y sees key x from x = y - skip on, and up to x = y + wide.
-        skip = self._radius - (block.queries.start - block.keys.start)
+        # Query y sees key x from x = y - skip on.
+        skip = self._call.radius - (block.queries.start - block.keys.start)
         left = c - 1 - skip
         if left > 0:
             scores[..., skip:, :left].add_(self.before[: c - skip, :left])
-        right = block.keys.start + w - (block.queries.start + self._radius + 1)
+        right = block.keys.start + w - (block.queries.start + self._call.ahead + 1)
         if right > 0:
             scores[..., w - right : w].add_(self.after[:c, :right])
         if self.keys is not None:
             scores[..., :w].add_(self.keys[block.keys].unfold(0, w, c)[:, None])
-        if block.near_global:
-            queries = torch.arange(
-                block.queries.start, block.queries.stop, device=self._globals.device
-            )
-            distance = (queries.view(-1, c, 1) - self._globals[block.globals]).abs()
+        if block.masks_globals:
             columns = scores[..., w : w + block.num_globals]
-            columns.masked_fill_(distance <= self._radius, -torch.inf)
+            columns.masked_fill_(
+                self._hidden_globals(block).view(-1, c, block.num_globals), -torch.inf
+            )
+
+    def _hidden_globals(self, block: _Block) -> Tensor:
+        """Return [count * C, g]: the query has the global in its band, or it lies ahead of it."""
+        call, order = self._call, self._strand.order
+        columns = self._strand.global_index[block.globals]
+        queries = torch.arange(block.queries.start, block.queries.stop, device=columns.device)
+        distance = queries[:, None] - columns
+        # Places of other runs may be near and are other residue classes.
+        is_own = (columns >= block.keys.start) & (columns < block.keys.stop)
+        hidden: Tensor = (distance <= call.radius) & (distance >= -call.ahead) & is_own
+        if not call.is_causal:
+            return hidden
+        if order is not None:
+            distance = order[queries][:, None] - order[columns]
+        return hidden.logical_or_(distance < 0)
 
 
 def _triangles(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,9 +543,9 @@ class _Scores:
     def __init__(self, q: Tensor, k: Tensor, call: _Call, blocks: list[_Block]) -> None:
         """Pick the global tokens' keys."""
         self.q, self.k, self._call = q, k, call
-        self.k_global = k[call.layout.global_index]
+        self.k_global = k[call.strand.global_index]
         self._columns = self.k_global * call.scale
-        self._masks = _Masks(call.layout, call.radius, q)
+        self._masks = _Masks(call, q)
         self._size = max((math.prod(self._shape(block)) for block in blocks), default=0)
         self._buffers: dict[str, Tensor] = {}
         self._tails: dict[tuple[object, ...], Tensor] = {}
@@ -415,12 +599,17 @@ class _Scores:
             self._tails[key] = self.q.new_full(shape, rest)
         return self._tails[key]
 
-    def probabilities(self, part: _Part) -> Tensor:
-        """Return the softmax of a part's scores."""
+    def probabilities(self, part: _Part, lse: Tensor | None = None) -> Tensor:
+        """Return the softmax of a part's scores; their lse goes to its places in [T, h, 1]."""
         inputs, scale = (self.q, self.k, self._columns), self._call.scale
         scores = self.product("p", part, *inputs, scale=scale, rest=-torch.inf)
         self._masks.add(scores, part.block)
+        if lse is None:
+            return torch.softmax(scores, -1, out=scores)
+        peak = scores.amax(-1, keepdim=True)
         torch.softmax(scores, -1, out=scores)
+        # The largest probability is exp(peak - lse).
+        part.put(peak - scores.amax(-1, keepdim=True).log(), lse)
         return scores
 
     def kept(self, part: _Part) -> Tensor | None:
@@ -432,12 +621,12 @@ class _Scores:
         return draw_kept(self._buffer("kept", part.block), p, draw)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call, lse: Tensor | None) -> Tensor:
     blocks = call.forward_blocks
-    scores, v_global = _Scores(q, k, call, blocks), v[call.layout.global_index]
+    scores, v_global = _Scores(q, k, call, blocks), v[call.strand.global_index]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for part in _parts(blocks, q.shape[1]):
-        p, w, g = scores.probabilities(part), part.block.num_keys, part.block.num_globals
+        p, w, g = scores.probabilities(part, lse), part.block.num_keys, part.block.num_globals
         kept = scores.kept(part)
         if kept is not None:
             p *= kept
@@ -456,7 +645,7 @@ def _gradients(
     Source: FlashAttention, arXiv:2205.14135, appendix B.
     """
     scores = _Scores(q, k, call, call.blocks)
-    chosen = call.layout.global_index
+    chosen = call.strand.global_index
     v_global = v[chosen]
     # Each row of probabilities times its own gradients, summed: what the softmax takes off.
     taken = None if out is None else (out * grad).sum(-1).t()[..., None].contiguous()
@@ -497,8 +686,8 @@ def _row_length(block: _Block) -> int:
 def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     """Call scaled_dot_product_attention per block: right in 16 bits, on any device."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    masks = _Masks(call.layout, call.radius, q)
-    k_global, v_global = (x[call.layout.global_index] for x in (k, v))
+    masks = _Masks(call, q)
+    k_global, v_global = (x[call.strand.global_index] for x in (k, v))
     for block in call.blocks:
         part, w = _Part(block, None), block.num_keys
         keys = torch.cat([part.keys(k, w), part.columns(k_global)], 1)
@@ -510,3 +699,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         )
         part.put(mixed[0], out)
     return out
+
+
+def _log_sums(q: Tensor, k: Tensor, call: _Call) -> Tensor:
+    """Return the lse [T, h, 1] of inputs of 16 bits, which `_fused` does not tell."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    lse = q.new_empty(*q.shape[:2], 1, dtype=wide)
+    scores = _Scores(q.to(wide), k.to(wide), call, call.forward_blocks)
+    for part in _parts(call.forward_blocks, q.shape[1]):
+        scores.probabilities(part, lse)
+    return lse

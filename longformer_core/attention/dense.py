@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from longformer_core.attention.band import Band
 from longformer_core.attention.reference import visible_keys
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
@@ -35,11 +36,12 @@ def dense_probabilities(
     """
     positions = _check(q, k, layout, q_global, k_global)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    sees = visible_keys(len(q), radius, tuple(positions), layout.is_valid).to(q.device)
+    band = Band.of(radius, q.shape[1])
+    sees = visible_keys(len(q), band, tuple(positions), layout.is_valid).to(q.device)
     scores = _scores(q, k) * scale
     if q_global is not None and k_global is not None:
         scores[:, positions] = _scores(q_global, k_global) * scale
-        sees[positions] = True if layout.is_valid is None else layout.is_valid
+        sees[:, positions] = True if layout.is_valid is None else layout.is_valid
     # A row that sees nothing is NaN after the softmax, and hidden with all its columns.
     return scores.masked_fill(~sees, -torch.inf).softmax(-1).masked_fill(~sees, 0.0)
 

@@ -117,4 +117,5 @@ def test_public_names() -> None:
         "plan_conversion",
         "resolve",
         "window_attention",
+        "window_attention_with_lse",
     ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longformer_core.attention import blocked, window_attention
+from longformer_core.attention.band import Band
 from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
 
@@ -212,7 +213,7 @@ def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
 def _visible_counts(layout: Layout) -> list[int]:
     counts = []
     for length, positions in zip(layout.lengths, layout.global_positions, strict=True):
-        counts += visible_keys(length, RADIUS, positions, None).sum(1).tolist()
+        counts += visible_keys(length, Band.of(RADIUS, 1), positions, None)[0].sum(1).tolist()
     return counts
 
 
