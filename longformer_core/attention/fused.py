@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.attention.band import Band
-from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 
 
@@ -43,34 +42,35 @@ class Tiles(NamedTuple):
 # By kernel, padded head size up to, bytes of a number; what compiles without spills for compute
 # capability 8.0 and 9.0 within the 99 KiB of shared memory of an 8.6 (see test_fused_compiled.py).
 _TILES: dict[tuple[str, int, int], Tiles] = {
-    ("forward", 64, 2): Tiles(128, 64, 4, 3),
-    ("forward", 128, 2): Tiles(128, 64, 8, 2),
-    ("forward", 64, 4): Tiles(64, 32, 4, 2),
-    ("forward", 128, 4): Tiles(64, 32, 8, 2),
+    ("forward", 64, 2): Tiles(128, 64, 8, 3),
+    ("forward", 128, 2): Tiles(128, 32, 8, 2),
+    ("forward", 64, 4): Tiles(64, 16, 8, 2),
+    ("forward", 128, 4): Tiles(32, 16, 8, 1),
     ("queries", 64, 2): Tiles(128, 64, 8, 2),
     ("queries", 128, 2): Tiles(64, 64, 8, 2),
-    ("queries", 64, 4): Tiles(64, 32, 8, 2),
-    ("queries", 128, 4): Tiles(32, 32, 8, 1),
-    ("keys", 64, 2): Tiles(128, 64, 8, 2),
-    ("keys", 128, 2): Tiles(64, 64, 8, 2),
-    ("keys", 64, 4): Tiles(64, 32, 8, 2),
-    ("keys", 128, 4): Tiles(32, 32, 8, 1),
+    ("queries", 64, 4): Tiles(32, 16, 4, 1),
+    ("queries", 128, 4): Tiles(32, 16, 8, 1),
+    ("keys", 64, 2): Tiles(128, 32, 8, 2),
+    ("keys", 128, 2): Tiles(64, 32, 8, 2),
+    ("keys", 64, 4): Tiles(32, 16, 4, 1),
+    ("keys", 128, 4): Tiles(32, 16, 8, 1),
+    ("globals", 64, 2): Tiles(64, 64, 8, 2),
+    ("globals", 128, 2): Tiles(64, 32, 8, 2),
+    ("globals", 64, 4): Tiles(32, 16, 4, 1),
+    ("globals", 128, 4): Tiles(32, 16, 8, 1),
 }
-# Global columns of a step: few where every document has few.
-_FEW_GLOBALS, _MANY_GLOBALS = 16, 64
+# Global columns of a step where every document has few; elsewhere as many as there are other keys.
+_FEW_GLOBALS = 16
 # Going back, a document's queries are cut into parts for its global keys: of so many queries at
 # least, and into so many at most for all chunks of global keys together.
 _PART = 512
 _MAX_PARTS = 64
 # Rows of a program that only reads.
 _READ = 64
-_WARPS_GLOBAL = 4
 _SUM_BLOCK = 1024
 # A product and a sum may be one rounding; Triton wants it said.
 _FUSED = {"enable_fp_fusion": True}
 
-_SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LOG2_E = math.log2(math.e)
 _LN_2 = tl.constexpr(math.log(2))
 _TO_LOG_2 = tl.constexpr(math.log2(math.e))
@@ -457,9 +457,10 @@ def _query_step(
 ) -> tl.tensor:
     """Add what keys give to the gradient of queries."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
-    p = tl.exp2(scores * factor - sums[:, None])
+    scores = scores * factor
     if MASKED:
-        p = tl.where(sees, p, 0.0)
+        scores = tl.where(sees, scores, float("-inf"))
+    p = tl.exp2(scores - sums[:, None])
     slope = tl.dot(grads, tl.trans(values), input_precision="ieee")
     if HAS_DROPOUT:
         kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
@@ -582,9 +583,10 @@ def _key_step(
 ) -> tl.tensor:
     """Add what queries give to the gradients of keys and values; all matrices have keys as rows."""
     scores = tl.dot(keys, tl.trans(queries), input_precision="ieee")
-    p = tl.exp2(scores * factor - sums[None, :])
+    scores = scores * factor
     if MASKED:
-        p = tl.where(sees, p, 0.0)
+        scores = tl.where(sees, scores, float("-inf"))
+    p = tl.exp2(scores - sums[None, :])
     slope = tl.dot(values, tl.trans(grads), input_precision="ieee")
     weights = p
     if HAS_DROPOUT:
@@ -633,7 +635,7 @@ def _backward_keys(
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
     STEP: tl.constexpr,
-    GLOBALS: tl.constexpr,
+    HAS_GLOBALS: tl.constexpr,
     DILATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_INVALID: tl.constexpr,
@@ -653,7 +655,7 @@ def _backward_keys(
         HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
     )  # fmt: skip
     in_tile = key < length
-    if GLOBALS > 0:
+    if HAS_GLOBALS:
         rank = tl.load(ranks + key_slots, mask=in_tile, other=-1)
         at_global = rank.to(tl.int64)
         acc_k = _rows(global_dk + head * HEAD, at_global, out_stride, rank >= 0, HEAD, PADDED, True)
@@ -676,7 +678,7 @@ def _backward_keys(
                 q, grad, lse, delta, valid, q_stride, grad_stride, base, length, at,
                 HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
             )  # fmt: skip
-            sees = is_query[None, :]
+            sees = is_query[None, :] & is_key[:, None]
             if part != 1:
                 sees = sees & _is_near(query[None, :] - key[:, None], radius, CAUSAL)
             acc_k, acc_v = _key_step(
@@ -685,10 +687,6 @@ def _backward_keys(
                 part != 1 or HAS_INVALID,
             )  # fmt: skip
 
-    if HAS_INVALID:
-        # Queries were not asked whether they see these keys: only here it is known that none does.
-        acc_k = tl.where(is_key[:, None], acc_k, 0.0)
-        acc_v = tl.where(is_key[:, None], acc_v, 0.0)
     rows = tl.arange(0, OWN) * DILATION
     slot = base + first * DILATION
     at_dk, at_dv = _at(dk, slot, out_stride), _at(dv, slot, out_stride)
@@ -781,19 +779,6 @@ def _sum_parts(
     tl.store(_at(total, key, SIZE) + columns, acc, mask=mask)
 
 
-def why_not(q: Tensor) -> str | None:
-    """Return why these kernels cannot compute for queries of this kind, None if they can."""
-    head_dim = q.shape[-1]
-    if not _SMALLEST_HEAD <= head_dim <= _LARGEST_HEAD:
-        return f"the head size is {head_dim}, not {_SMALLEST_HEAD} to {_LARGEST_HEAD}"
-    if q.dtype not in _DTYPES:
-        return f"the numbers are {q.dtype}, not float32, bfloat16 or float16"
-    is_compiled = isinstance(_forward, triton.JITFunction)
-    if is_compiled and q.device.type != "cuda":
-        return f"the tensors are on {q.device}, not on a CUDA device"
-    return None
-
-
 def fused_attention(
     q: Tensor,
     k: Tensor,
@@ -810,12 +795,10 @@ def fused_attention(
     Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype and [T, H] in float32.
     Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
         the dtype of q before they are multiplied by values, keys and queries, as eager code does.
-    Raises: ConfigError when the kernels cannot compute this (see `why_not`).
     Source: the online softmax and its gradients: FlashAttention-2, arXiv:2307.08691.
     """
-    reason = why_not(q)
-    if reason is not None:
-        raise ConfigError(f"implementation 'fused' cannot run: {reason}; choose 'blocked'")
+    assert 16 <= q.shape[-1] <= 128
+    assert q.dtype == k.dtype == v.dtype
     # One operator: torch.compile and torch.export see a single node of known shape.
     out, lse = _attend(
         q, k, v, layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout
@@ -960,11 +943,10 @@ class _Call:
             ("heads", dilations), lambda: [(d, self._table(heads)) for d, heads in groups.items()]
         )
 
-    @property
-    def chunk(self) -> int:
-        """Return how many global columns are one step, 0 where no document has any."""
+    def chunk(self, many: int) -> int:
+        """Return how many global columns are one step: none, few, or as many as asked for."""
         most = max(self.layout.num_globals, default=0)
-        return 0 if not most else _FEW_GLOBALS if most <= _FEW_GLOBALS else _MANY_GLOBALS
+        return 0 if not most else _FEW_GLOBALS if most <= _FEW_GLOBALS else many
 
     @property
     def valid(self) -> Tensor | None:
@@ -1034,12 +1016,10 @@ class _Call:
 
     def _valid_counts(self) -> list[int]:
         assert self.layout.is_valid is not None
-        return [0, *self.layout.is_valid.cumsum(0).tolist()]
+        return list(accumulate(self.layout.is_valid.tolist(), initial=0))
 
-    @property
-    def global_work(self) -> tuple[Tensor, Tensor, int]:
+    def global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
         """Return what `_backward_globals` and `_sum_parts` do, and how many rows lie between."""
-        chunk = self.chunk
         return self.layout.plan(("fused globals", chunk), lambda: self._global_work(chunk))
 
     def _global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
@@ -1081,9 +1061,9 @@ class _Call:
             "radius": self.band.radius,
             "factor": self.scale * _LOG2_E,
             "seed": seed,
-            "threshold": int(p * 2**32),
-            "kept_scale": 1.0 / (1.0 - p),
-            "GLOBALS": self.chunk,
+            "threshold": min(int(p * 2**32), 2**32 - 1),
+            # At a chance of 1 nothing is left to be scaled.
+            "kept_scale": 1.0 / (1.0 - p) if p < 1.0 else 0.0,
             "CAUSAL": self.band.is_causal,
             "HAS_DROPOUT": p > 0.0,
         }
@@ -1096,12 +1076,13 @@ def _tiles(kernel: str, q: Tensor) -> Tiles:
 
 
 def _sizes(head_dim: int) -> dict[str, int]:
-    return {"HEAD": head_dim, "PADDED": max(_SMALLEST_HEAD, triton.next_power_of_2(head_dim))}
+    return {"HEAD": head_dim, "PADDED": triton.next_power_of_2(head_dim)}
 
 
-def _cut(tiles: Tiles) -> dict[str, int]:
+def _cut(tiles: Tiles, **sizes: int) -> dict[str, int]:
+    """Return the arguments of a launch for its tiles, of which `sizes` may name the own one."""
     return {
-        "OWN": tiles.own,
+        **(sizes or {"OWN": tiles.own}),
         "STEP": tiles.step,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
@@ -1149,6 +1130,7 @@ def _run_forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
         "globals_": call.globals,
         "out_stride": num_heads * head_dim,
     }
+    arguments["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):
         _forward[grid](q, k, v, out, lse, **launch, **arguments)
     return out, lse
@@ -1171,12 +1153,14 @@ def _run_backward(
     arguments = {**call.shared, **sizes, **strides, "out_stride": width}
     tiles = _tiles("queries", q)
     mine = {"scale": call.scale, "globals_": call.globals, **_cut(tiles)}
+    mine["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):
         _backward_queries[grid](*read, dq, **launch, **mine, **arguments)
     global_sums = _run_globals(call, read, arguments)
     tiles = _tiles("keys", q)
     mine = {"scale": call.scale, "ranks": call.ranks, **_cut(tiles)}
     mine["global_dk"], mine["global_dv"] = global_sums
+    mine["HAS_GLOBALS"] = global_sums[0] is not None
     for grid, launch in _launches(call, tiles.own, keys=True):
         _backward_keys[grid](*read, dk, dv, **launch, **mine, **arguments)
     return dq, dk, dv
@@ -1186,13 +1170,14 @@ def _run_globals(
     call: _Call, read: tuple[Tensor, ...], arguments: dict[str, Any]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return what global keys and values get from queries that do not have them in their band."""
-    if not call.chunk:
-        return None, None
     q = read[0]
-    items, table, num_rows = call.global_work
+    tiles = _tiles("globals", q)
+    chunk = call.chunk(tiles.own)
+    if not chunk:
+        return None, None
+    items, table, num_rows = call.global_work(chunk)
     shape = q.shape[1:]
     partial = q.new_empty(2, num_rows, *shape, dtype=torch.float32)
-    has_invalid = call.valid is not None
     for dilation, heads in call.head_groups:
         _backward_globals[len(items), len(heads)](
             *read,
@@ -1201,12 +1186,10 @@ def _run_globals(
             heads=heads,
             globals_=call.globals,
             valid=call.valid,
-            STEP=_tiles("keys", q).step,
             DILATION=dilation,
-            HAS_INVALID=has_invalid,
-            num_warps=_WARPS_GLOBAL,
-            **_FUSED,
+            HAS_INVALID=call.valid is not None,
             **arguments,
+            **_cut(tiles, GLOBALS=chunk),
         )
     sums = q.new_empty(2, len(table), *shape, dtype=torch.float32)
     size = shape[0] * shape[1]

@@ -87,8 +87,6 @@ def compiled(variant: Variant) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from longformer_core.attention import fused
-
     kernel, constants, options = _cut(variant)
     signature = {name: _type(name, variant, constants) for name in kernel.arg_names}
     fixed = set(kernel.do_not_specialize or ())
@@ -101,7 +99,7 @@ def compiled(variant: Variant) -> dict[str, Any]:
     binary = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", variant.capability, 32),
-        options={**options, **fused._FUSED},
+        options=options,
     )
     seconds = round(time.monotonic() - started, 1)
     return {
@@ -113,7 +111,7 @@ def compiled(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, int]]:
+def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return a kernel, the constants it is compiled for, and the compiler's options."""
     import torch
 
@@ -123,31 +121,34 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, int]]:
     q = torch.empty(0, 1, variant.head, dtype=dtypes[variant.dtype])
     sizes = fused._sizes(variant.head)
     flags = {
-        "GLOBALS": fused._MANY_GLOBALS if "globals" in variant.extras else 0,
         "DILATION": 2 if "dilated" in variant.extras else 1,
         "CAUSAL": "causal" in variant.extras,
         "HAS_INVALID": "invalid" in variant.extras,
         "HAS_DROPOUT": "dropout" in variant.extras,
     }
-    absent = {} if "invalid" in variant.extras else {"valid": None}
+    if "invalid" not in variant.extras:
+        flags["valid"] = None
     if variant.kernel == "delta":
-        return fused._delta, {**sizes, "OWN": fused._READ}, {}
+        return fused._delta, {**sizes, "OWN": fused._READ}, fused._FUSED
     if variant.kernel == "sum":
         return fused._sum_parts, {"SIZE": 12 * variant.head, "BLOCK": fused._SUM_BLOCK}, {}
-    if variant.kernel == "globals":
-        step = fused._tiles("keys", q).step
-        constants = {**sizes, **flags, **absent, "STEP": step}
-        return fused._backward_globals, constants, {"num_warps": fused._WARPS_GLOBAL}
-    kernel = {
+    tiles = fused._tiles(variant.kernel, q)
+    has_globals = "globals" in variant.extras
+    if variant.kernel == "keys":
+        flags["HAS_GLOBALS"] = has_globals
+        if not has_globals:
+            flags |= {"global_dk": None, "global_dv": None}
+    elif variant.kernel != "globals":
+        flags["GLOBALS"] = tiles.step if has_globals else 0
+    cut = fused._cut(tiles, **({"GLOBALS": tiles.own} if variant.kernel == "globals" else {}))
+    options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *fused._FUSED)}
+    kernels = {
         "forward": fused._forward,
         "queries": fused._backward_queries,
         "keys": fused._backward_keys,
-    }[variant.kernel]
-    if variant.kernel == "keys" and "globals" not in variant.extras:
-        absent |= {"global_dk": None, "global_dv": None}
-    cut = fused._cut(fused._tiles(variant.kernel, q))
-    options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *fused._FUSED)}
-    return kernel, {**sizes, **flags, **absent, **cut}, options
+        "globals": fused._backward_globals,
+    }
+    return kernels[variant.kernel], {**sizes, **flags, **cut}, options
 
 
 def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:
