@@ -164,7 +164,9 @@ def _is_near(distance: tl.tensor, radius: tl.tensor, CAUSAL: tl.constexpr) -> tl
 
 
 @triton.jit
-def _is_extra(distance: tl.tensor, radius: tl.tensor, DILATION: tl.constexpr, CAUSAL: tl.constexpr) -> tl.tensor:
+def _is_extra(
+    distance: tl.tensor, radius: tl.tensor, DILATION: tl.constexpr, CAUSAL: tl.constexpr
+) -> tl.tensor:
     """Tell for distances in slots whether a global key is seen there, but not in the band."""
     far = (distance > radius * DILATION) | (distance % DILATION != 0)
     if CAUSAL:
@@ -173,7 +175,9 @@ def _is_extra(distance: tl.tensor, radius: tl.tensor, DILATION: tl.constexpr, CA
 
 
 @triton.jit
-def _is_valid(valid: tl.tensor, slots: tl.tensor, is_row: tl.tensor, HAS_INVALID: tl.constexpr) -> tl.tensor:
+def _is_valid(
+    valid: tl.tensor, slots: tl.tensor, is_row: tl.tensor, HAS_INVALID: tl.constexpr
+) -> tl.tensor:
     """Narrow `is_row` to valid tokens."""
     if HAS_INVALID:
         return is_row & (tl.load(valid + slots, mask=is_row, other=0) != 0)
@@ -181,7 +185,13 @@ def _is_valid(valid: tl.tensor, slots: tl.tensor, is_row: tl.tensor, HAS_INVALID
 
 
 @triton.jit
-def _is_kept(query_slots: tl.tensor, key_slots: tl.tensor, head: tl.tensor, seed: tl.tensor, threshold: tl.tensor) -> tl.tensor:
+def _is_kept(
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+) -> tl.tensor:
     """Draw which probabilities dropout keeps, from their places alone."""
     drawn, _, _, _ = tl.philox(seed, key_slots, query_slots, head, 0)
     return drawn >= threshold.to(tl.uint32)
