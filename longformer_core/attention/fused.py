@@ -39,8 +39,9 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By kernel, padded head size up to, bytes of a number; what compiles without spills for compute
-# capability 8.0 and 9.0 within the 99 KiB of shared memory of an 8.6 (see test_fused_compiled.py).
+# By kernel, padded head size up to, bytes of a number. Chosen by compiling for compute capability
+# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, but for
+# "queries" with dropout, and each fits into the 99 KiB of shared memory of an 8.6.
 _TILES: dict[tuple[str, int, int], Tiles] = {
     ("forward", 64, 2): Tiles(128, 64, 8, 3),
     ("forward", 128, 2): Tiles(128, 32, 8, 2),
@@ -950,7 +951,8 @@ class _Call:
         dilations = self.band.dilations
         groups = {d: [h for h, mine in enumerate(dilations) if mine == d] for d in dilations}
         return self.layout.plan(
-            ("heads", dilations), lambda: [(d, self._table(heads)) for d, heads in groups.items()]
+            ("fused heads", dilations),
+            lambda: [(d, self._table(heads)) for d, heads in groups.items()],
         )
 
     def chunk(self, many: int) -> int:
@@ -967,12 +969,12 @@ class _Call:
     @property
     def globals(self) -> Tensor:
         """Return the slots of the global tokens in 32 bits."""
-        return self.layout.plan("global slots", lambda: self.layout.global_index.int())
+        return self.layout.plan("fused global slots", lambda: self.layout.global_index.int())
 
     @property
     def ranks(self) -> Tensor:
         """Return for each token which global token it is, -1 for none: [T] int32."""
-        return self.layout.plan("global ranks", self._ranks)
+        return self.layout.plan("fused global ranks", self._ranks)
 
     def _ranks(self) -> Tensor:
         index = self.layout.global_index
@@ -1021,7 +1023,7 @@ class _Call:
         """Return how many of the slots are valid."""
         if self.layout.is_valid is None:
             return end - start
-        counts = self.layout.plan("valid counts", self._valid_counts)
+        counts = self.layout.plan("fused valid counts", self._valid_counts)
         return counts[end] - counts[start]
 
     def _valid_counts(self) -> list[int]:
@@ -1156,7 +1158,7 @@ def _run_backward(
     delta = torch.empty_like(lse)
     sizes, width = _sizes(head_dim), num_heads * head_dim
     _delta[(triton.cdiv(num_tokens, _READ), num_heads)](
-        out, grad, delta, width, *grad.stride()[:2], num_tokens, **sizes, OWN=_READ
+        out, grad, delta, width, *grad.stride()[:2], num_tokens, **sizes, OWN=_READ, **_FUSED
     )
     read = (q, k, v, grad, lse, delta)
     strides = _strides(q=q, k=k, v=v, grad=grad)
@@ -1205,13 +1207,16 @@ def _run_globals(
     size = shape[0] * shape[1]
     grid = len(table), triton.cdiv(size, _SUM_BLOCK)
     for parts, total in zip(partial, sums, strict=True):
-        _sum_parts[grid](parts, total, table, SIZE=size, BLOCK=_SUM_BLOCK)
+        _sum_parts[grid](parts, total, table, SIZE=size, BLOCK=_SUM_BLOCK, **_FUSED)
     return sums[0], sums[1]
 
 
-def _num_flops(q: Sequence[int], call: _Call, kernel: str, products: int, itemsize: int) -> int:
-    """Return the flops of so many products of all queries and keys, for torch's counter."""
-    tile = _TILES[kernel, max(64, triton.next_power_of_2(q[2])), itemsize].own
+def _num_flops(q: Sequence[int], call: _Call, kernel: str, products: int) -> int:
+    """Return the flops of so many products of all queries and keys, for torch's counter.
+
+    It tells no dtype: the tiles are those of 16 bits.
+    """
+    tile = _TILES[kernel, max(64, triton.next_power_of_2(q[2])), 2].own
     pairs = sum(
         len(heads) * call.work(tile, dilation).num_pairs for dilation, heads in call.head_groups
     )
@@ -1226,9 +1231,9 @@ def _call_of(given: Sequence[Any]) -> _Call:
 
 @register_flop_formula(torch.ops.longhaul.fused_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(given[2:]), "forward", 2, 2)
+    return _num_flops(q, _call_of(given[2:]), "forward", 2)
 
 
 @register_flop_formula(torch.ops.longhaul.fused_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(given[4:]), "queries", 7, 2)
+    return _num_flops(q, _call_of(given[4:]), "queries", 7)

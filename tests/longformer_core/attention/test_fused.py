@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from longformer_core.attention import window_attention
 from longformer_core.attention.window import window_attention_with_lse
@@ -374,6 +375,15 @@ class TestKernels:
         arguments = (*inputs, layout.number, RADIUS, [1], False, 0.25, 0.0, 0)
         with small_tiles():
             torch.library.opcheck(fused._attend, arguments)
+
+    def test_flops_are_counted(self) -> None:
+        layout = layout_of([20])
+        inputs = [x.requires_grad_() for x in draw(20, torch.float32, num_heads=2)]
+        with small_tiles(), FlopCounterMode(display=False) as counter:
+            out = window_attention(*inputs, layout, 20, implementation="fused")
+            assert counter.get_total_flops() == 2 * 2 * 20 * 20 * 2 * 16
+            out.sum().backward()
+        assert counter.get_total_flops() == (2 + 7) * 2 * 20 * 20 * 2 * 16
 
     @settings(max_examples=8, deadline=None, derandomize=True)
     @given(case=cases(20))

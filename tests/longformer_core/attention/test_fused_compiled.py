@@ -131,7 +131,11 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if variant.kernel == "delta":
         return fused._delta, {**sizes, "OWN": fused._READ}, fused._FUSED
     if variant.kernel == "sum":
-        return fused._sum_parts, {"SIZE": 12 * variant.head, "BLOCK": fused._SUM_BLOCK}, {}
+        return (
+            fused._sum_parts,
+            {"SIZE": 12 * variant.head, "BLOCK": fused._SUM_BLOCK},
+            fused._FUSED,
+        )
     tiles = fused._tiles(variant.kernel, q)
     has_globals = "globals" in variant.extras
     if variant.kernel == "keys":
@@ -198,22 +202,23 @@ def results(variants: tuple[Variant, ...]) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines}
 
 
-def check(variant: Variant, found: dict[str, Any]) -> None:
-    print(found)
+def check(variant: Variant, found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print("\n" + json.dumps(found), end=" ")
     assert found["shared"] <= SHARED_BYTES
     if variant.kernel == "forward":
         assert found["spilled"] == 0
 
 
 @pytest.mark.parametrize("variant", FEW, ids=lambda v: v.name)
-def test_a_kernel_compiles(variant: Variant) -> None:
-    check(variant, results(tuple(FEW))[variant.name])
+def test_a_kernel_compiles(variant: Variant, capsys: pytest.CaptureFixture[str]) -> None:
+    check(variant, results(tuple(FEW))[variant.name], capsys)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_every_kernel_compiles(variant: Variant) -> None:
-    check(variant, results(tuple(VARIANTS))[variant.name])
+def test_every_kernel_compiles(variant: Variant, capsys: pytest.CaptureFixture[str]) -> None:
+    check(variant, results(tuple(VARIANTS))[variant.name], capsys)
 
 
 def main(wanted: list[str]) -> None:
