@@ -1,0 +1,1239 @@
+"""Window attention in one pass over tiles, as Triton kernels for GPUs: forward and backward.
+
+A program takes a tile of queries of one document and one head. Its keys are the document's global
+tokens outside each query's band, gathered in chunks, and then the tiles of the band: those at the
+band's left edge masked, those that every query sees whole unmasked, those at the right edge masked.
+Going back there is a program for each tile of queries (dQ), for each tile of keys (dK, dV), and for
+each chunk of global keys and part of the queries; the last ones' sums are added up in one order, so
+no two runs differ by a bit. With dilation d a document is read as d documents, of every d-th token.
+Shape letters: T packed tokens, H heads, D head dimension, G global tokens of the whole batch.
+"""
+
+# What is known when a kernel is compiled has names in capitals, and Triton has no types.
+# ruff: noqa: N803
+# mypy: disable-error-code="untyped-decorator"
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+import triton  # type: ignore[import-untyped, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from longformer_core.attention.band import Band
+from longformer_core.layout import Layout
+
+
+class Tiles(NamedTuple):
+    """How a kernel is cut: rows of a program's own tile, rows of a step, warps, pipeline stages."""
+
+    own: int
+    step: int
+    num_warps: int
+    num_stages: int
+
+
+# By kernel, padded head size up to, bytes of a number. Chosen by compiling for compute capability
+# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, but for
+# "queries" with dropout, and each fits into the 99 KiB of shared memory of an 8.6.
+_TILES: dict[tuple[str, int, int], Tiles] = {
+    ("forward", 64, 2): Tiles(128, 64, 8, 3),
+    ("forward", 128, 2): Tiles(128, 32, 8, 2),
+    ("forward", 64, 4): Tiles(64, 16, 8, 2),
+    ("forward", 128, 4): Tiles(32, 16, 8, 1),
+    ("queries", 64, 2): Tiles(128, 64, 8, 2),
+    ("queries", 128, 2): Tiles(64, 64, 8, 2),
+    ("queries", 64, 4): Tiles(32, 16, 4, 1),
+    ("queries", 128, 4): Tiles(32, 16, 8, 1),
+    ("keys", 64, 2): Tiles(128, 32, 8, 2),
+    ("keys", 128, 2): Tiles(64, 32, 8, 2),
+    ("keys", 64, 4): Tiles(32, 16, 4, 1),
+    ("keys", 128, 4): Tiles(32, 16, 8, 1),
+    ("globals", 64, 2): Tiles(64, 64, 8, 2),
+    ("globals", 128, 2): Tiles(64, 32, 8, 2),
+    ("globals", 64, 4): Tiles(32, 16, 4, 1),
+    ("globals", 128, 4): Tiles(32, 16, 8, 1),
+}
+# Global columns of a step where every document has few; elsewhere as many as there are other keys.
+_FEW_GLOBALS = 16
+# Going back, a document's queries are cut into parts for its global keys: of so many queries at
+# least, and into so many at most for all chunks of global keys together.
+_PART = 512
+_MAX_PARTS = 64
+# Rows of a program that only reads.
+_READ = 64
+_SUM_BLOCK = 1024
+# A product and a sum may be one rounding; Triton wants it said.
+_FUSED = {"enable_fp_fusion": True}
+
+_LOG2_E = math.log2(math.e)
+_LN_2 = tl.constexpr(math.log(2))
+_TO_LOG_2 = tl.constexpr(math.log2(math.e))
+
+# Arguments that change from call to call compile no kernel anew.
+_CHANGING = ["num_tokens", "radius", "seed", "threshold"]
+
+# Numbers of a work item: first slot, tokens of its class, first of its tile, first and last + 1 of
+# the other side's, first and last + 1 global of its document, and one to make rows 32 bytes.
+_ITEM = tl.constexpr(8)
+
+
+@triton.jit
+def _item(items: tl.tensor) -> tl.tensor:
+    """Return the work item of this program."""
+    at = items + tl.program_id(0) * _ITEM
+    base, length, first = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    return base, length, first, tl.load(at + 3), tl.load(at + 4), tl.load(at + 5), tl.load(at + 6)
+
+
+@triton.jit
+def _at(x: tl.tensor, slot: tl.tensor, stride: tl.tensor) -> tl.tensor:
+    """Return the address of one row: rows may lie more than 2**31 numbers apart."""
+    return x + slot.to(tl.int64) * stride
+
+
+@triton.jit
+def _rows(
+    x: tl.tensor,
+    rows: tl.tensor,
+    stride: tl.tensor,
+    is_row: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Load rows, zeros where `is_row` is not set and beyond the head size."""
+    columns = tl.arange(0, PADDED)
+    at = x + rows[:, None] * stride + columns[None, :]
+    if MASKED and HEAD < PADDED:
+        return tl.load(at, mask=is_row[:, None] & (columns < HEAD)[None, :], other=0.0)
+    if MASKED:
+        return tl.load(at, mask=is_row[:, None], other=0.0)
+    if HEAD < PADDED:
+        return tl.load(at, mask=(columns < HEAD)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def _store_rows(
+    x: tl.tensor,
+    values: tl.tensor,
+    rows: tl.tensor,
+    stride: tl.tensor,
+    is_row: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+) -> None:
+    """Store rows, in the dtype of the memory, where `is_row` is set."""
+    columns = tl.arange(0, PADDED)
+    at = x + rows[:, None] * stride + columns[None, :]
+    mask = is_row[:, None] & (columns < HEAD)[None, :]
+    tl.store(at, values.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _whole_tiles(
+    first: tl.tensor,
+    last: tl.tensor,
+    length: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    SIZE: tl.constexpr,
+) -> tl.tensor:
+    """Return where, of tiles from `low` on, those begin and end that a whole own tile sees."""
+    begin = low + (tl.maximum(last - left - low, 0) + SIZE - 1) // SIZE * SIZE
+    stop = tl.minimum(tl.minimum(first + right + 1, length), high)
+    end = low + tl.maximum(stop - low, 0) // SIZE * SIZE
+    begin = tl.minimum(begin, high)
+    return begin, tl.maximum(begin, end)
+
+
+@triton.jit
+def _is_near(distance: tl.tensor, radius: tl.tensor, CAUSAL: tl.constexpr) -> tl.tensor:
+    """Tell for distances, query minus key within a class, whether the band has them."""
+    if CAUSAL:
+        return (distance >= 0) & (distance <= radius)
+    return (distance <= radius) & (distance >= -radius)
+
+
+@triton.jit
+def _is_extra(
+    distance: tl.tensor, radius: tl.tensor, DILATION: tl.constexpr, CAUSAL: tl.constexpr
+) -> tl.tensor:
+    """Tell for distances in slots whether a global key is seen there, but not in the band."""
+    far = (distance > radius * DILATION) | (distance % DILATION != 0)
+    if CAUSAL:
+        return (distance >= 0) & far
+    return far | (distance < -radius * DILATION)
+
+
+@triton.jit
+def _is_valid(
+    valid: tl.tensor, slots: tl.tensor, is_row: tl.tensor, HAS_INVALID: tl.constexpr
+) -> tl.tensor:
+    """Narrow `is_row` to valid tokens."""
+    if HAS_INVALID:
+        return is_row & (tl.load(valid + slots, mask=is_row, other=0) != 0)
+    return is_row
+
+
+@triton.jit
+def _is_kept(
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+) -> tl.tensor:
+    """Draw which probabilities dropout keeps, from their places alone."""
+    drawn, _, _, _ = tl.philox(seed, key_slots, query_slots, head, 0)
+    return drawn >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def _softmax_step(
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Add keys to the running maximum, sum and output of queries, in powers of 2."""
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    if MASKED:
+        scores = tl.where(sees, scores * factor, float("-inf"))
+        new = tl.maximum(top, tl.max(scores, 1))
+        # A row that has seen no key yet has no finite maximum: minus infinity less that is NaN.
+        pivot = tl.where(new == float("-inf"), 0.0, new)
+        p = tl.exp2(scores - pivot[:, None])
+    else:
+        # Here `factor` is not negative, and one product less in each score is measurable.
+        new = tl.maximum(top, tl.max(scores, 1) * factor)
+        pivot = new
+        p = tl.exp2(scores * factor - pivot[:, None])
+    old = tl.exp2(top - pivot)
+    total = total * old + tl.sum(p, 1)
+    if HAS_DROPOUT:
+        kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
+        p = tl.where(kept, p, 0.0)
+    acc = tl.dot(p.to(values.dtype), values, acc * old[:, None], input_precision="ieee")
+    return new, total, acc
+
+
+@triton.jit
+def _key_side(
+    k: tl.tensor,
+    v: tl.tensor,
+    valid: tl.tensor,
+    k_stride: tl.tensor,
+    v_stride: tl.tensor,
+    base: tl.tensor,
+    length: tl.tensor,
+    first: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Load a tile of the band's keys and values; return indices, slots and flags with them."""
+    offsets = tl.arange(0, SIZE)
+    index = first + offsets
+    slot = base + first * DILATION
+    slots = slot + offsets * DILATION
+    is_key = _is_valid(valid, slots, index < length, HAS_INVALID)
+    rows = offsets * DILATION
+    keys = _rows(_at(k, slot, k_stride), rows, k_stride, is_key, HEAD, PADDED, MASKED)
+    values = _rows(_at(v, slot, v_stride), rows, v_stride, is_key, HEAD, PADDED, MASKED)
+    return index, slots, is_key, keys, values
+
+
+@triton.jit
+def _query_side(
+    q: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    grad_stride: tl.tensor,
+    base: tl.tensor,
+    length: tl.tensor,
+    first: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Load what the backward pass needs of a tile of queries.
+
+    The log-sum-exp comes in powers of 2, infinite for rows without keys: their probabilities are 0.
+    """
+    offsets = tl.arange(0, SIZE)
+    index = first + offsets
+    slot = base + first * DILATION
+    slots = slot + offsets * DILATION
+    is_query = _is_valid(valid, slots, index < length, HAS_INVALID)
+    rows = offsets * DILATION
+    queries = _rows(_at(q, slot, q_stride), rows, q_stride, is_query, HEAD, PADDED, MASKED)
+    grads = _rows(_at(grad, slot, grad_stride), rows, grad_stride, is_query, HEAD, PADDED, MASKED)
+    sums = tl.load(lse + slots, mask=is_query, other=float("-inf"))
+    sums = tl.where(sums == float("-inf"), float("inf"), sums * _TO_LOG_2)
+    deltas = tl.load(delta + slots, mask=is_query, other=0.0)
+    return index, slots, is_query, queries, grads, sums, deltas
+
+
+@triton.jit
+def _global_side(
+    k: tl.tensor,
+    v: tl.tensor,
+    globals_: tl.tensor,
+    k_stride: tl.tensor,
+    v_stride: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
+) -> tl.tensor:
+    """Gather a chunk of global keys and values; return slots and flags with them."""
+    index = first + tl.arange(0, SIZE)
+    is_key = index < end
+    slots = tl.load(globals_ + index, mask=is_key, other=0)
+    keys = _rows(k, slots.to(tl.int64), k_stride, is_key, HEAD, PADDED, True)
+    values = _rows(v, slots.to(tl.int64), v_stride, is_key, HEAD, PADDED, True)
+    return slots, is_key, keys, values
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def _forward(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    OWN: tl.constexpr,
+    STEP: tl.constexpr,
+    GLOBALS: tl.constexpr,
+    DILATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+) -> None:
+    """Compute output and log-sum-exp of one tile of queries and one head."""
+    base, length, first, low, high, global_first, global_end = _item(items)
+    head = tl.load(heads + tl.program_id(1))
+    q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
+    offsets = tl.arange(0, OWN)
+    query, slot = first + offsets, base + first * DILATION
+    slots = slot + offsets * DILATION
+    is_query = query < length
+    rows = offsets * DILATION
+    queries = _rows(_at(q, slot, q_stride), rows, q_stride, is_query, HEAD, PADDED, True)
+    top = tl.full([OWN], float("-inf"), tl.float32)
+    total = tl.full([OWN], 0.0, tl.float32)
+    acc = tl.full([OWN, PADDED], 0.0, tl.float32)
+
+    if GLOBALS > 0:
+        for at in range(global_first, global_end, GLOBALS):
+            key_slots, is_key, keys, values = _global_side(
+                k, v, globals_, k_stride, v_stride, at, global_end, HEAD, PADDED, GLOBALS
+            )
+            distance = slots[:, None] - key_slots[None, :]
+            sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
+            top, total, acc = _softmax_step(
+                top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
+                head, seed, threshold, HAS_DROPOUT, True,
+            )  # fmt: skip
+
+    last = tl.minimum(first + OWN, length) - 1
+    begin, end = _whole_tiles(first, last, length, low, high, radius, 0 if CAUSAL else radius, STEP)
+    if factor < 0:
+        # The unmasked tiles count on it.
+        begin, end = high, high
+    for part in tl.static_range(3):
+        if part == 0:
+            start, stop = low, begin
+        elif part == 1:
+            start, stop = begin, end
+        else:
+            start, stop = end, high
+        for at in range(start, stop, STEP):
+            key, key_slots, is_key, keys, values = _key_side(
+                k, v, valid, k_stride, v_stride, base, length, at,
+                HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
+            )  # fmt: skip
+            sees = is_key[None, :]
+            if part != 1:
+                sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
+            top, total, acc = _softmax_step(
+                top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
+                head, seed, threshold, HAS_DROPOUT, part != 1 or HAS_INVALID,
+            )  # fmt: skip
+
+    sees_any = _is_valid(valid, slots, is_query, HAS_INVALID) & (total > 0)
+    total = tl.where(sees_any, total, 1.0)
+    acc = tl.where(sees_any[:, None], acc * (kept_scale / total)[:, None], 0.0)
+    sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
+    at_out = _at(out, slot, out_stride) + head * HEAD
+    _store_rows(at_out, acc, rows, out_stride, is_query, HEAD, PADDED)
+    tl.store(_at(lse, head, num_tokens) + slots, sums, mask=is_query)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _delta(
+    out: tl.tensor,
+    grad: tl.tensor,
+    delta: tl.tensor,
+    out_stride: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    num_tokens: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    OWN: tl.constexpr,
+) -> None:
+    """Sum each row of output times gradient."""
+    head = tl.program_id(1)
+    slot = tl.program_id(0) * OWN
+    rows = tl.arange(0, OWN)
+    is_row = slot + rows < num_tokens
+    at_out = _at(out, slot, out_stride) + head * HEAD
+    at_grad = _at(_at(grad, slot, grad_stride), head, grad_head)
+    outs = _rows(at_out, rows, out_stride, is_row, HEAD, PADDED, True).to(tl.float32)
+    grads = _rows(at_grad, rows, grad_stride, is_row, HEAD, PADDED, True).to(tl.float32)
+    at_delta = _at(delta, head, num_tokens) + slot + rows
+    tl.store(at_delta, tl.sum(outs * grads, 1), mask=is_row)
+
+
+@triton.jit
+def _query_step(
+    acc: tl.tensor,
+    queries: tl.tensor,
+    grads: tl.tensor,
+    sums: tl.tensor,
+    deltas: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Add what keys give to the gradient of queries."""
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    scores = scores * factor
+    if MASKED:
+        scores = tl.where(sees, scores, float("-inf"))
+    p = tl.exp2(scores - sums[:, None])
+    slope = tl.dot(grads, tl.trans(values), input_precision="ieee")
+    if HAS_DROPOUT:
+        kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
+        slope = tl.where(kept, slope * kept_scale, 0.0)
+    slope = p * (slope - deltas[:, None])
+    return tl.dot(slope.to(keys.dtype), keys, acc, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def _backward_queries(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    dq: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    OWN: tl.constexpr,
+    STEP: tl.constexpr,
+    GLOBALS: tl.constexpr,
+    DILATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+) -> None:
+    """Compute the gradient of one tile of queries and one head."""
+    base, length, first, low, high, global_first, global_end = _item(items)
+    head = tl.load(heads + tl.program_id(1))
+    q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
+    grad = _at(grad, head, grad_head)
+    lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
+    query, slots, _, queries, grads, sums, deltas = _query_side(
+        q, grad, lse, delta, valid, q_stride, grad_stride, base, length, first,
+        HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
+    )  # fmt: skip
+    acc = tl.full([OWN, PADDED], 0.0, tl.float32)
+
+    if GLOBALS > 0:
+        for at in range(global_first, global_end, GLOBALS):
+            key_slots, is_key, keys, values = _global_side(
+                k, v, globals_, k_stride, v_stride, at, global_end, HEAD, PADDED, GLOBALS
+            )
+            distance = slots[:, None] - key_slots[None, :]
+            sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
+            acc = _query_step(
+                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
+                head, seed, threshold, kept_scale, HAS_DROPOUT, True,
+            )  # fmt: skip
+
+    last = tl.minimum(first + OWN, length) - 1
+    begin, end = _whole_tiles(first, last, length, low, high, radius, 0 if CAUSAL else radius, STEP)
+    for part in tl.static_range(3):
+        if part == 0:
+            start, stop = low, begin
+        elif part == 1:
+            start, stop = begin, end
+        else:
+            start, stop = end, high
+        for at in range(start, stop, STEP):
+            key, key_slots, is_key, keys, values = _key_side(
+                k, v, valid, k_stride, v_stride, base, length, at,
+                HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
+            )  # fmt: skip
+            sees = is_key[None, :]
+            if part != 1:
+                sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
+            acc = _query_step(
+                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
+                head, seed, threshold, kept_scale, HAS_DROPOUT, part != 1 or HAS_INVALID,
+            )  # fmt: skip
+
+    rows = tl.arange(0, OWN) * DILATION
+    at_dq = _at(dq, base + first * DILATION, out_stride) + head * HEAD
+    in_tile = first + tl.arange(0, OWN) < length
+    _store_rows(at_dq, acc * scale, rows, out_stride, in_tile, HEAD, PADDED)
+
+
+@triton.jit
+def _key_step(
+    dk: tl.tensor,
+    dv: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    queries: tl.tensor,
+    grads: tl.tensor,
+    sums: tl.tensor,
+    deltas: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Add what queries give to the gradients of keys and values; all matrices have keys as rows."""
+    scores = tl.dot(keys, tl.trans(queries), input_precision="ieee")
+    scores = scores * factor
+    if MASKED:
+        scores = tl.where(sees, scores, float("-inf"))
+    p = tl.exp2(scores - sums[None, :])
+    slope = tl.dot(values, tl.trans(grads), input_precision="ieee")
+    weights = p
+    if HAS_DROPOUT:
+        kept = _is_kept(query_slots[None, :], key_slots[:, None], head, seed, threshold)
+        slope = tl.where(kept, slope * kept_scale, 0.0)
+        weights = tl.where(kept, p * kept_scale, 0.0)
+    dv = tl.dot(weights.to(grads.dtype), grads, dv, input_precision="ieee")
+    slope = p * (slope - deltas[None, :])
+    dk = tl.dot(slope.to(queries.dtype), queries, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def _backward_keys(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    dk: tl.tensor,
+    dv: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    ranks: tl.tensor,
+    global_dk: tl.tensor,
+    global_dv: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    OWN: tl.constexpr,
+    STEP: tl.constexpr,
+    HAS_GLOBALS: tl.constexpr,
+    DILATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+) -> None:
+    """Compute the gradients of one tile of keys and values and one head.
+
+    Through the band; what global keys got from elsewhere is read, and added before rounding.
+    """
+    base, length, first, low, high, _, _ = _item(items)
+    head = tl.load(heads + tl.program_id(1))
+    q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
+    grad = _at(grad, head, grad_head)
+    lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
+    key, key_slots, is_key, keys, values = _key_side(
+        k, v, valid, k_stride, v_stride, base, length, first,
+        HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
+    )  # fmt: skip
+    in_tile = key < length
+    if HAS_GLOBALS:
+        rank = tl.load(ranks + key_slots, mask=in_tile, other=-1)
+        at_global = rank.to(tl.int64)
+        acc_k = _rows(global_dk + head * HEAD, at_global, out_stride, rank >= 0, HEAD, PADDED, True)
+        acc_v = _rows(global_dv + head * HEAD, at_global, out_stride, rank >= 0, HEAD, PADDED, True)
+    else:
+        acc_k = tl.full([OWN, PADDED], 0.0, tl.float32)
+        acc_v = tl.full([OWN, PADDED], 0.0, tl.float32)
+
+    last = tl.minimum(first + OWN, length) - 1
+    begin, end = _whole_tiles(first, last, length, low, high, 0 if CAUSAL else radius, radius, STEP)
+    for part in tl.static_range(3):
+        if part == 0:
+            start, stop = low, begin
+        elif part == 1:
+            start, stop = begin, end
+        else:
+            start, stop = end, high
+        for at in range(start, stop, STEP):
+            query, slots, is_query, queries, grads, sums, deltas = _query_side(
+                q, grad, lse, delta, valid, q_stride, grad_stride, base, length, at,
+                HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
+            )  # fmt: skip
+            sees = is_query[None, :] & is_key[:, None]
+            if part != 1:
+                sees = sees & _is_near(query[None, :] - key[:, None], radius, CAUSAL)
+            acc_k, acc_v = _key_step(
+                acc_k, acc_v, keys, values, queries, grads, sums, deltas, sees, slots, key_slots,
+                factor, head, seed, threshold, kept_scale, HAS_DROPOUT,
+                part != 1 or HAS_INVALID,
+            )  # fmt: skip
+
+    rows = tl.arange(0, OWN) * DILATION
+    slot = base + first * DILATION
+    at_dk, at_dv = _at(dk, slot, out_stride), _at(dv, slot, out_stride)
+    _store_rows(at_dk + head * HEAD, acc_k * scale, rows, out_stride, in_tile, HEAD, PADDED)
+    _store_rows(at_dv + head * HEAD, acc_v, rows, out_stride, in_tile, HEAD, PADDED)
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def _backward_globals(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    partial_dk: tl.tensor,
+    partial_dv: tl.tensor,
+    items: tl.tensor,
+    heads: tl.tensor,
+    globals_: tl.tensor,
+    valid: tl.tensor,
+    q_stride: tl.tensor,
+    q_head: tl.tensor,
+    k_stride: tl.tensor,
+    k_head: tl.tensor,
+    v_stride: tl.tensor,
+    v_head: tl.tensor,
+    grad_stride: tl.tensor,
+    grad_head: tl.tensor,
+    out_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    radius: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    STEP: tl.constexpr,
+    GLOBALS: tl.constexpr,
+    DILATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_INVALID: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+) -> None:
+    """Sum what a part of a document's queries gives to a chunk of its global keys, one head."""
+    base, _, low, high, global_first, global_end, row = _item(items)
+    head = tl.load(heads + tl.program_id(1))
+    q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
+    grad = _at(grad, head, grad_head)
+    lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
+    key_slots, is_key, keys, values = _global_side(
+        k, v, globals_, k_stride, v_stride, global_first, global_end, HEAD, PADDED, GLOBALS
+    )
+    acc_k = tl.full([GLOBALS, PADDED], 0.0, tl.float32)
+    acc_v = tl.full([GLOBALS, PADDED], 0.0, tl.float32)
+    for at in range(low, high, STEP):
+        _index, slots, is_query, queries, grads, sums, deltas = _query_side(
+            q, grad, lse, delta, valid, q_stride, grad_stride, base, high, at,
+            HEAD, PADDED, STEP, 1, HAS_INVALID, True,
+        )  # fmt: skip
+        distance = slots[None, :] - key_slots[:, None]
+        sees = is_query[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
+        acc_k, acc_v = _key_step(
+            acc_k, acc_v, keys, values, queries, grads, sums, deltas, sees, slots, key_slots,
+            factor, head, seed, threshold, kept_scale, HAS_DROPOUT, True,
+        )  # fmt: skip
+    rows = tl.arange(0, GLOBALS)
+    at_dk, at_dv = _at(partial_dk, row, out_stride), _at(partial_dv, row, out_stride)
+    _store_rows(at_dk + head * HEAD, acc_k, rows, out_stride, is_key, HEAD, PADDED)
+    _store_rows(at_dv + head * HEAD, acc_v, rows, out_stride, is_key, HEAD, PADDED)
+
+
+@triton.jit
+def _sum_parts(
+    partial: tl.tensor, total: tl.tensor, table: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    """Add up the rows that one global key got from the parts of its document, in their order."""
+    key = tl.program_id(0)
+    row, step, count = (
+        tl.load(table + key * 4),
+        tl.load(table + key * 4 + 1),
+        tl.load(table + key * 4 + 2),
+    )
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < SIZE
+    acc = tl.full([BLOCK], 0.0, tl.float32)
+    for part in range(count):
+        acc += tl.load(_at(partial, row + part * step, SIZE) + columns, mask=mask, other=0.0)
+    tl.store(_at(total, key, SIZE) + columns, acc, mask=mask)
+
+
+def fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    band: Band,
+    scale: float,
+    dropout: tuple[float, int] = (0.0, 0),
+) -> tuple[Tensor, Tensor]:
+    """Compute `window_attention` and the log-sum-exp of each row's scores.
+
+    The backward pass computes the probabilities anew from the latter, so nothing of size tokens x
+    window is kept. Dropout, a probability and a seed, drops by the places of query, key and head.
+    Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype and [T, H] in float32.
+    Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
+        the dtype of q before they are multiplied by values, keys and queries, as eager code does.
+    Source: the online softmax and its gradients: FlashAttention-2, arXiv:2307.08691.
+    """
+    assert 16 <= q.shape[-1] <= 128
+    assert q.dtype == k.dtype == v.dtype
+    # One operator: torch.compile and torch.export see a single node of known shape.
+    out, lse = _attend(
+        q, k, v, layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout
+    )
+    return out, lse.transpose(0, 1)
+
+
+@torch.library.custom_op("longhaul::fused_attention", mutates_args=())
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: int,
+    radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    band = Band(radius, tuple(dilations), is_causal)
+    call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
+    q, k, v = (_with_unit_stride(x) for x in (q, k, v))
+    with _device_of(q):
+        return _run_forward(call, q, k, v)
+
+
+@torch.library.custom_op("longhaul::fused_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: int,
+    radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    band = Band(radius, tuple(dilations), is_causal)
+    call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
+    grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
+    with _device_of(q):
+        return _run_backward(call, grad, q, k, v, out, lse)
+
+
+@_attend.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@_attend_backward.register_fake
+def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
+    return dq, dk, dv
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.given = inputs[3:]
+    # Numbers do not keep a layout alive, and the backward pass asks for it again.
+    ctx.layout = Layout.of_number(inputs[3])
+
+
+def _turn(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
+    return *grads, *(None,) * len(ctx.given)
+
+
+_attend.register_autograd(_turn, setup_context=_save)
+
+
+def _device_of(q: Tensor) -> AbstractContextManager[Any]:
+    """Launch where the tensors are, whatever device is current."""
+    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
+
+
+def _with_unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The tiles of one side of all documents, longest document first, and the other side of each.
+
+    Shapes: items int32 [tiles, 8], as `_ITEM` says; the first `num_plain` meet valid tokens only.
+    num_pairs: scores computed for one head.
+    """
+
+    items: Tensor
+    num_plain: int
+    num_pairs: int
+
+    @property
+    def parts(self) -> Iterator[tuple[Tensor, bool]]:
+        """Yield the items by whether they meet an invalid token."""
+        yield self.items[: self.num_plain], False
+        yield self.items[self.num_plain :], True
+
+
+@dataclass(frozen=True)
+class _Document:
+    start: int
+    end: int
+    global_start: int
+    global_end: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call computes, beside its tensors; `dropout` is a probability and a seed."""
+
+    layout: Layout
+    band: Band
+    scale: float
+    dropout: tuple[float, int]
+
+    @property
+    def documents(self) -> list[_Document]:
+        """Return the documents, longest first: what takes longest must not start last."""
+        ends = accumulate(self.layout.num_globals)
+        documents = [
+            _Document(start, end, global_end - num_globals, global_end)
+            for (start, end), num_globals, global_end in zip(
+                pairwise(self.layout.cu_seqlens), self.layout.num_globals, ends, strict=True
+            )
+        ]
+        return sorted(documents, key=lambda d: d.start - d.end)
+
+    @property
+    def head_groups(self) -> list[tuple[int, Tensor]]:
+        """Return each dilation and its heads."""
+        dilations = self.band.dilations
+        groups = {d: [h for h, mine in enumerate(dilations) if mine == d] for d in dilations}
+        return self.layout.plan(
+            ("fused heads", dilations),
+            lambda: [(d, self._table(heads)) for d, heads in groups.items()],
+        )
+
+    def chunk(self, many: int) -> int:
+        """Return how many global columns are one step: none, few, or as many as asked for."""
+        most = max(self.layout.num_globals, default=0)
+        return 0 if not most else _FEW_GLOBALS if most <= _FEW_GLOBALS else many
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Return a byte for each token, None when all are valid."""
+        is_valid = self.layout.is_valid
+        return None if is_valid is None else is_valid.view(torch.uint8)
+
+    @property
+    def globals(self) -> Tensor:
+        """Return the slots of the global tokens in 32 bits."""
+        return self.layout.plan("fused global slots", lambda: self.layout.global_index.int())
+
+    @property
+    def ranks(self) -> Tensor:
+        """Return for each token which global token it is, -1 for none: [T] int32."""
+        return self.layout.plan("fused global ranks", self._ranks)
+
+    def _ranks(self) -> Tensor:
+        index = self.layout.global_index
+        ranks = torch.full((self.layout.num_tokens,), -1, dtype=torch.int32, device=index.device)
+        ranks[index] = torch.arange(len(index), dtype=torch.int32, device=index.device)
+        return ranks
+
+    def _table(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.layout.device)
+
+    def work(self, tile: int, dilation: int, *, keys: bool = False) -> _Work:
+        """Return the tiles of queries and the keys of each; or, of `keys`, with the queries."""
+        radius = self.band.radius
+        ahead = 0 if self.band.is_causal else radius
+        reach = (ahead, radius) if keys else (radius, ahead)
+        name = ("fused", tile, dilation, *reach)
+        return self.layout.plan(name, lambda: self._work(tile, dilation, *reach))
+
+    def _work(self, tile: int, dilation: int, left: int, right: int) -> _Work:
+        num_valid = self._num_valid
+        plain: list[tuple[int, ...]] = []
+        mixed: list[tuple[int, ...]] = []
+        num_pairs = 0
+        for d in self.documents:
+            for base in range(d.start, min(d.start + dilation, d.end)):
+                length = -(-(d.end - base) // dilation)
+                for first in range(0, length, tile):
+                    end = min(first + tile, length)
+                    low, high = max(0, first - left), min(length, end + right)
+                    seen = base + low * dilation, base + (high - 1) * dilation + 1
+                    own = base + first * dilation, base + (end - 1) * dilation + 1
+                    columns = d.global_start, d.global_end
+                    if num_valid(*own) == 0:
+                        # Nobody in the tile sees or is seen: it only has to be filled with zeros.
+                        (low, high), columns = (0, 0), (0, 0)
+                    item = (base, length, first, low, high, *columns, 0)
+                    is_plain = num_valid(*seen) == seen[1] - seen[0]
+                    (plain if is_plain else mixed).append(item)
+                    num_pairs += (end - first) * (high - low + columns[1] - columns[0])
+        return _Work(self._items(plain + mixed), len(plain), num_pairs)
+
+    def _items(self, items: list[tuple[int, ...]]) -> Tensor:
+        return self._table(items).view(-1, _ITEM.value)
+
+    def _num_valid(self, start: int, end: int) -> int:
+        """Return how many of the slots are valid."""
+        if self.layout.is_valid is None:
+            return end - start
+        counts = self.layout.plan("fused valid counts", self._valid_counts)
+        return counts[end] - counts[start]
+
+    def _valid_counts(self) -> list[int]:
+        assert self.layout.is_valid is not None
+        return list(accumulate(self.layout.is_valid.tolist(), initial=0))
+
+    def global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
+        """Return what `_backward_globals` and `_sum_parts` do, and how many rows lie between."""
+        return self.layout.plan(("fused globals", chunk), lambda: self._global_work(chunk))
+
+    def _global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
+        items, sums, num_rows = [], {}, 0
+        for d in self.documents:
+            num_globals, length = d.global_end - d.global_start, d.end - d.start
+            chunks = range(d.global_start, d.global_end, chunk)
+            if not chunks:
+                continue
+            num_parts = max(1, min(-(-length // _PART), _MAX_PARTS // len(chunks)))
+            part = -(-length // num_parts)
+            starts = range(0, length, part)
+            for index, low in enumerate(starts):
+                row = num_rows + index * num_globals - d.global_start
+                items += [
+                    (
+                        d.start,
+                        length,
+                        low,
+                        min(low + part, length),
+                        first,
+                        d.global_end,
+                        row + first,
+                    )
+                    for first in chunks
+                ]
+            for g in range(d.global_start, d.global_end):
+                sums[g] = (num_rows + g - d.global_start, num_globals, len(starts), 0)
+            num_rows += len(starts) * num_globals
+        table = self._table([sums[g] for g in sorted(sums)])
+        return self._items([(*item, 0) for item in items]), table, num_rows
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Return the arguments that all kernels take, beside those of one launch."""
+        p, seed = self.dropout
+        return {
+            "num_tokens": self.layout.num_tokens,
+            "radius": self.band.radius,
+            "factor": self.scale * _LOG2_E,
+            "seed": seed,
+            "threshold": min(int(p * 2**32), 2**32 - 1),
+            # At a chance of 1 nothing is left to be scaled.
+            "kept_scale": 1.0 / (1.0 - p) if p < 1.0 else 0.0,
+            "CAUSAL": self.band.is_causal,
+            "HAS_DROPOUT": p > 0.0,
+        }
+
+
+def _tiles(kernel: str, q: Tensor) -> Tiles:
+    """Return how a kernel is cut for the head size and dtype of q."""
+    head = max(64, triton.next_power_of_2(q.shape[-1]))
+    return _TILES[kernel, head, q.element_size()]
+
+
+def _sizes(head_dim: int) -> dict[str, int]:
+    return {"HEAD": head_dim, "PADDED": triton.next_power_of_2(head_dim)}
+
+
+def _cut(tiles: Tiles, **sizes: int) -> dict[str, int]:
+    """Return the arguments of a launch for its tiles, of which `sizes` may name the own one."""
+    return {
+        **(sizes or {"OWN": tiles.own}),
+        "STEP": tiles.step,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+        **_FUSED,
+    }
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    """Return the strides of tokens and heads, by the names that kernels have for them."""
+    strides = {}
+    for name, x in tensors.items():
+        strides[f"{name}_stride"], strides[f"{name}_head"] = x.stride(0), x.stride(1)
+    return strides
+
+
+def _launches(
+    call: _Call, tile: int, *, keys: bool = False
+) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    """Yield grid and arguments of each launch: by dilation, with and without invalid tokens."""
+    for dilation, heads in call.head_groups:
+        for items, has_invalid in call.work(tile, dilation, keys=keys).parts:
+            if len(items):
+                yield (
+                    (len(items), len(heads)),
+                    {
+                        "items": items,
+                        "heads": heads,
+                        "valid": call.valid if has_invalid else None,
+                        "DILATION": dilation,
+                        "HAS_INVALID": has_invalid,
+                    },
+                )
+
+
+def _run_forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    num_tokens, num_heads, head_dim = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(num_heads, num_tokens, dtype=torch.float32)
+    tiles = _tiles("forward", q)
+    arguments = {
+        **call.shared,
+        **_sizes(head_dim),
+        **_strides(q=q, k=k, v=v),
+        **_cut(tiles),
+        "globals_": call.globals,
+        "out_stride": num_heads * head_dim,
+    }
+    arguments["GLOBALS"] = call.chunk(tiles.step)
+    for grid, launch in _launches(call, tiles.own):
+        _forward[grid](q, k, v, out, lse, **launch, **arguments)
+    return out, lse
+
+
+def _run_backward(
+    call: _Call, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_tokens, num_heads, head_dim = q.shape
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    if not num_tokens:
+        return dq, dk, dv
+    delta = torch.empty_like(lse)
+    sizes, width = _sizes(head_dim), num_heads * head_dim
+    _delta[(triton.cdiv(num_tokens, _READ), num_heads)](
+        out, grad, delta, width, *grad.stride()[:2], num_tokens, **sizes, OWN=_READ, **_FUSED
+    )
+    read = (q, k, v, grad, lse, delta)
+    strides = _strides(q=q, k=k, v=v, grad=grad)
+    arguments = {**call.shared, **sizes, **strides, "out_stride": width}
+    tiles = _tiles("queries", q)
+    mine = {"scale": call.scale, "globals_": call.globals, **_cut(tiles)}
+    mine["GLOBALS"] = call.chunk(tiles.step)
+    for grid, launch in _launches(call, tiles.own):
+        _backward_queries[grid](*read, dq, **launch, **mine, **arguments)
+    global_sums = _run_globals(call, read, arguments)
+    tiles = _tiles("keys", q)
+    mine = {"scale": call.scale, "ranks": call.ranks, **_cut(tiles)}
+    mine["global_dk"], mine["global_dv"] = global_sums
+    mine["HAS_GLOBALS"] = global_sums[0] is not None
+    for grid, launch in _launches(call, tiles.own, keys=True):
+        _backward_keys[grid](*read, dk, dv, **launch, **mine, **arguments)
+    return dq, dk, dv
+
+
+def _run_globals(
+    call: _Call, read: tuple[Tensor, ...], arguments: dict[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what global keys and values get from queries that do not have them in their band."""
+    q = read[0]
+    tiles = _tiles("globals", q)
+    chunk = call.chunk(tiles.own)
+    if not chunk:
+        return None, None
+    items, table, num_rows = call.global_work(chunk)
+    shape = q.shape[1:]
+    partial = q.new_empty(2, num_rows, *shape, dtype=torch.float32)
+    for dilation, heads in call.head_groups:
+        _backward_globals[len(items), len(heads)](
+            *read,
+            *partial,
+            items=items,
+            heads=heads,
+            globals_=call.globals,
+            valid=call.valid,
+            DILATION=dilation,
+            HAS_INVALID=call.valid is not None,
+            **arguments,
+            **_cut(tiles, GLOBALS=chunk),
+        )
+    sums = q.new_empty(2, len(table), *shape, dtype=torch.float32)
+    size = shape[0] * shape[1]
+    grid = len(table), triton.cdiv(size, _SUM_BLOCK)
+    for parts, total in zip(partial, sums, strict=True):
+        _sum_parts[grid](parts, total, table, SIZE=size, BLOCK=_SUM_BLOCK, **_FUSED)
+    return sums[0], sums[1]
+
+
+def _num_flops(q: Sequence[int], call: _Call, kernel: str, products: int) -> int:
+    """Return the flops of so many products of all queries and keys, for torch's counter.
+
+    It tells no dtype: the tiles are those of 16 bits.
+    """
+    tile = _TILES[kernel, max(64, triton.next_power_of_2(q[2])), 2].own
+    pairs = sum(
+        len(heads) * call.work(tile, dilation).num_pairs for dilation, heads in call.head_groups
+    )
+    return 2 * products * pairs * q[2]
+
+
+def _call_of(given: Sequence[Any]) -> _Call:
+    layout, radius, dilations, is_causal, scale, *dropout = given
+    band = Band(radius, tuple(dilations), is_causal)
+    return _Call(Layout.of_number(layout), band, scale, tuple(dropout))
+
+
+@register_flop_formula(torch.ops.longhaul.fused_attention)
+def _(q: Sequence[int], *given: Any, **_: Any) -> int:
+    return _num_flops(q, _call_of(given[2:]), "forward", 2)
+
+
+@register_flop_formula(torch.ops.longhaul.fused_attention_backward)
+def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
+    return _num_flops(q, _call_of(given[4:]), "queries", 7)

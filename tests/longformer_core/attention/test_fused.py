@@ -1,0 +1,453 @@
+"""The Triton kernels against the dense definition in float64.
+
+On a CUDA device they run as they are. Elsewhere Triton's interpreter runs them, which it does only
+where TRITON_INTERPRET was set before anything imported Triton: if it was not, these tests run in a
+process of their own, which a test here starts. Tiles are made small, so that short documents have
+several.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from longformer_core.attention import window_attention
+from longformer_core.attention.window import window_attention_with_lse
+from longformer_core.layout import Layout
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not IS_INTERPRETED else "cpu"
+CAN_RUN = IS_INTERPRETED or DEVICE == "cuda"
+ROOT = Path(__file__).resolve().parents[3]
+
+LENGTH, RADIUS, TILE = 40, 4, 16
+# Where the global tokens of a 40-token document lie; a window from token 20 spans 16 to 24.
+GLOBALS: dict[str, list[int]] = {
+    "first": [0],
+    "inside": [18],
+    "edge": [16, 24],
+    "one past": [15, 25],
+    "adjacent": [19, 20, 21],
+    "last": [39],
+    "all": list(range(LENGTH)),
+}
+
+
+@contextmanager
+def small_tiles() -> Iterator[None]:
+    from longformer_core.attention import fused
+
+    small = fused.Tiles(TILE, TILE, 4, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_TILES", dict.fromkeys(fused._TILES, small))
+        patch.setattr(fused, "_PART", TILE)
+        patch.setattr(fused, "_READ", TILE)
+        patch.setattr(fused, "_SUM_BLOCK", TILE)
+        yield
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Let memory that nobody has written hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        assert torch.ones(1).new_empty(1).isnan()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def right_bfloat16() -> Iterator[None]:
+    """Let Triton's interpreter compute with bfloat16.
+
+    Of version 3.9, it multiplies the bits as integers, and rounds towards zero where a GPU rounds
+    to the nearest.
+    """
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+
+    cast, dot = Builder.cast_impl, Builder.create_dot
+
+    def widened(x: Any) -> Any:
+        is_bfloat16 = x.dtype.scalar == tl.bfloat16
+        return type(x)(_from_bits(x.data), tl.float32) if is_bfloat16 else x
+
+    def right_cast(self: Any, x: Any, dtype: Any) -> Any:
+        if dtype.scalar == tl.bfloat16 and x.dtype.scalar == tl.float32:
+            return type(x)(_to_bits(x.data), tl.bfloat16)
+        return cast(self, widened(x), dtype)
+
+    def right_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, widened(a), widened(b), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Builder, "cast_impl", right_cast)
+        patch.setattr(Builder, "create_dot", right_dot)
+        yield
+
+
+def _from_bits(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_bits(numbers: np.ndarray) -> np.ndarray:
+    rounded = torch.from_numpy(np.array(numbers)).bfloat16()
+    return rounded.view(torch.int16).numpy().view(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16() -> Iterator[None]:
+    with right_bfloat16() if IS_INTERPRETED else nullcontext():
+        yield
+
+
+def draw(
+    num_tokens: int, dtype: torch.dtype, *, num_heads: int = 1, head_dim: int = 16, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, num_tokens, num_heads, head_dim)
+    q, k, v = torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def run(
+    inputs: Sequence[Tensor], layout: Layout, radius: int, implementation: Any, **options: Any
+) -> list[Tensor]:
+    """The output, the log-sum-exp, and the gradients of a sum of the output, unequal weights."""
+    q, k, v = (x.detach().requires_grad_() for x in inputs)
+    torch.manual_seed(7)
+    out, lse = window_attention_with_lse(
+        q, k, v, layout, radius, implementation=implementation, **options
+    )
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    grads = torch.autograd.grad(out, (q, k, v), weights.to(out))
+    assert not lse.requires_grad
+    return [out.detach(), lse, *grads]
+
+
+def check(
+    layout: Layout,
+    radius: int = RADIUS,
+    dtype: torch.dtype = torch.float32,
+    inputs: tuple[Tensor, ...] | None = None,
+    num_heads: int = 1,
+    **options: Any,
+) -> list[Tensor]:
+    """Return what the kernels give, after it was found as good as `compare` asks for."""
+    inputs = inputs or draw(layout.num_tokens, dtype, num_heads=num_heads)
+    oracle = run([x.double() for x in inputs], layout, radius, "reference", **options)
+    eager = run(inputs, layout, radius, "reference", **options)
+    with small_tiles(), poisoned_memory():
+        mine = run(inputs, layout, radius, "fused", **options)
+    compare(mine, eager, oracle)
+    return mine
+
+
+def compare(mine: list[Tensor], eager: list[Tensor], oracle: list[Tensor]) -> None:
+    """Hold the rule: error at most twice that of the plain way in the same dtype.
+
+    The gradients are measured together: those of a query with a single key are exactly zero, and
+    the plain way finds that by luck.
+    """
+    for theirs, plain, ours in zip(oracle, eager, mine, strict=True):
+        assert ours.dtype == plain.dtype
+        assert ours.shape == plain.shape
+        assert torch.equal(ours == -torch.inf, theirs == -torch.inf)
+    for some in (slice(0, 1), slice(1, 2), slice(2, 5)):
+        theirs, plain, ours = (_flat(x[some]) for x in (oracle, eager, mine))
+        if len(theirs):
+            limit = 2 * (plain - theirs).abs().max() + 1e-6 * theirs.abs().max()
+            assert (ours - theirs).abs().max() <= limit
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([x.double().nan_to_num(nan=torch.nan, neginf=0.0).flatten() for x in tensors])
+
+
+def layout_of(
+    lengths: Sequence[int],
+    positions: Sequence[Sequence[int]] | None = None,
+    valid: Tensor | None = None,
+) -> Layout:
+    return Layout.from_lengths(lengths, positions, valid, device=DEVICE)
+
+
+def some_valid(num_tokens: int, share: float) -> Tensor:
+    return torch.rand(num_tokens, generator=torch.Generator().manual_seed(1)) < share
+
+
+@st.composite
+def cases(data: st.DrawFn, longest: int = 40) -> tuple[Layout, dict[str, Any]]:
+    lengths = data(st.lists(st.integers(0, longest), min_size=1, max_size=3))
+    positions = [
+        data(st.lists(st.integers(0, n - 1), max_size=n, unique=True)) if n else [] for n in lengths
+    ]
+    valid = data(st.none() | st.lists(st.booleans(), min_size=sum(lengths), max_size=sum(lengths)))
+    flags = None if valid is None else torch.tensor(valid, dtype=torch.bool)
+    dilation = data(st.lists(st.integers(1, 4), min_size=1, max_size=2))
+    return layout_of(lengths, positions, flags), {
+        "radius": data(st.integers(1, 40)),
+        "dtype": data(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        "num_heads": len(dilation),
+        "dilation": dilation,
+        "causal": data(st.booleans()),
+        "dropout_p": data(st.sampled_from([0.0, 0.3])),
+    }
+
+
+class TestKernels:
+    __test__ = CAN_RUN
+
+    @pytest.mark.parametrize("positions", GLOBALS.values(), ids=GLOBALS)
+    def test_a_global_key_counts_once_wherever_it_lies(self, positions: list[int]) -> None:
+        check(layout_of([LENGTH], [positions]))
+
+    def test_no_global_key_is_seen_before_it_comes(self) -> None:
+        check(layout_of([LENGTH], [[0, 15, 16, 20, 39]]), causal=True)
+
+    @pytest.mark.parametrize("radius", [1, 16, 40])
+    def test_documents_of_any_length_share_a_batch(self, radius: int) -> None:
+        lengths = [0, 1, radius - 1, radius, radius + 1, 33, 0]
+        check(layout_of(lengths, [[0][:n] for n in lengths]), radius)
+
+    @pytest.mark.parametrize(
+        ("causal", "dtype"),
+        [(True, torch.float32), (False, torch.bfloat16), (False, torch.float16)],
+        ids=str,
+    )
+    def test_heads_of_several_dilations(self, causal: bool, dtype: torch.dtype) -> None:
+        layout = layout_of([LENGTH, 3], [[0, 17, 18], []], some_valid(43, 0.8))
+        check(layout, 3, dtype, num_heads=3, dilation=[1, 4, 2], causal=causal)
+
+    @pytest.mark.parametrize("share", [0.0, 0.5])
+    def test_invalid_tokens_are_no_keys_and_give_zeros(self, share: float) -> None:
+        valid = some_valid(50, share).to(DEVICE)
+        layout = layout_of([30, 20], [[0, 3, 29], [5]], valid)
+
+        out, lse, *_ = check(layout)
+
+        assert out[~valid].abs().sum() == 0
+        assert (lse[~valid] == -torch.inf).all()
+        assert lse[valid].isfinite().all()
+
+    def test_what_an_invalid_token_holds_reaches_nobody(self) -> None:
+        valid = some_valid(50, 0.6).to(DEVICE)
+        layout = layout_of([30, 20], [[0, 3, 29], [5]], valid)
+        inputs = draw(50, torch.float32)
+        hurt = [x.masked_fill(~valid[:, None, None], torch.nan) for x in inputs]
+        with small_tiles():
+            for ours, theirs in zip(
+                run(hurt, layout, RADIUS, "fused"),
+                run(inputs, layout, RADIUS, "fused"),
+                strict=True,
+            ):
+                assert torch.equal(ours, theirs)
+
+    def test_a_document_does_not_depend_on_its_neighbours(self) -> None:
+        inputs = draw(60, torch.float32)
+        layout = layout_of([20, 25, 15], [[0], [0, 24], []])
+        hurt = [x.clone() for x in inputs]
+        for x in hurt:
+            x[:20], x[45:] = torch.nan, torch.nan
+        with small_tiles():
+            out = window_attention(*hurt, layout, RADIUS, implementation="fused")
+            expected = window_attention(*inputs, layout, RADIUS, implementation="fused")
+        assert torch.equal(out[20:45], expected[20:45])
+
+    @pytest.mark.parametrize("p", [0.25, 1.0])
+    def test_dropout_drops_what_the_definition_drops(self, p: float) -> None:
+        check(layout_of([7, LENGTH], [[], [0, 30]]), num_heads=2, dilation=[1, 2], dropout_p=p)
+
+    @pytest.mark.parametrize("head_dim", [24, 128])
+    def test_head_sizes(self, head_dim: int) -> None:
+        inputs = draw(20, torch.float32, head_dim=head_dim)
+        check(layout_of([20], [[2]]), inputs=inputs)
+
+    @pytest.mark.parametrize("scale", [0.0, -0.5])
+    def test_any_scale(self, scale: float) -> None:
+        check(layout_of([LENGTH], [[2]]), 30, scale=scale)
+
+    def test_more_parts_and_chunks_of_globals_than_one(self) -> None:
+        positions = list(range(0, 60, 2))
+        check(layout_of([5, 60, 9], [[], positions, [8]]), 2, torch.bfloat16)
+
+    def test_inputs_that_are_views(self) -> None:
+        """As a fused projection hands them out, and as a permutation does."""
+        layout = layout_of([25, 15], [[0, 20], [14]])
+        inputs = draw(40, torch.float32, num_heads=2)
+        packed = torch.stack(inputs, 1).unbind(1)
+        turned = [x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in inputs]
+        assert turned[0].stride(-1) != 1
+        with small_tiles():
+            expected = run(inputs, layout, RADIUS, "fused")
+            for views in (packed, turned):
+                assert not any(x.is_contiguous() for x in views)
+                for ours, theirs in zip(run(views, layout, RADIUS, "fused"), expected, strict=True):
+                    assert torch.equal(ours, theirs)
+
+    def test_two_backward_runs_are_equal_to_the_bit(self) -> None:
+        layout = layout_of([20, 30], [[0, 10], [3]], some_valid(50, 0.9))
+        inputs = draw(50, torch.bfloat16, num_heads=2)
+        with small_tiles():
+            first, second = (
+                run(inputs, layout, RADIUS, "fused", dilation=[1, 2], dropout_p=0.1)
+                for _ in range(2)
+            )
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+    def test_a_batch_without_tokens_gives_none(self) -> None:
+        out, lse, *grads = run(draw(0, torch.float32), layout_of([0, 0]), 2, "fused")
+
+        assert out.shape == (0, 1, 16)
+        assert lse.shape == (0, 1)
+        assert all(grad.shape == (0, 1, 16) for grad in grads)
+
+    def test_nothing_of_the_size_of_the_window_is_kept(self) -> None:
+        kept = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        q, k, v = (x.requires_grad_() for x in draw(LENGTH, torch.float32))
+        with small_tiles(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            window_attention(q, k, v, layout_of([LENGTH]), 30, implementation="fused")
+        assert kept
+        assert sum(kept) <= 5 * q.nbytes
+
+    def test_recomputing_a_checkpointed_call_drops_the_same(self) -> None:
+        layout = layout_of([20], [[0]])
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return window_attention(
+                q, k, v, layout, RADIUS, dropout_p=0.5, implementation="fused"
+            ).square()
+
+        grads = []
+        with small_tiles():
+            for again in (False, True):
+                inputs = [x.requires_grad_() for x in draw(20, torch.float32)]
+                torch.manual_seed(3)
+                out = checkpoint(attend, *inputs, use_reentrant=False) if again else attend(*inputs)
+                grads.append(torch.autograd.grad(out.sum(), inputs))
+        assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
+
+    def test_a_compiled_graph_sees_one_node(self) -> None:
+        layout = layout_of([20], [[0]])
+        nodes = []
+
+        def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+            nodes.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+            return graph.forward
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return window_attention(q, k, v, layout, RADIUS, implementation="fused") * 2
+
+        inputs = draw(20, torch.float32)
+        with small_tiles():
+            out = torch.compile(attend, backend=backend, fullgraph=True)(*inputs)
+            assert torch.equal(out, attend(*inputs))
+        assert sum("longhaul" in node for node in nodes) == 1
+
+    def test_the_operator_keeps_its_promises_to_torch(self) -> None:
+        from longformer_core.attention import fused
+
+        layout = layout_of([20], [[0]])
+        inputs = [x.requires_grad_() for x in draw(20, torch.float32)]
+        arguments = (*inputs, layout.number, RADIUS, [1], False, 0.25, 0.0, 0)
+        with small_tiles():
+            torch.library.opcheck(fused._attend, arguments)
+
+    def test_flops_are_counted(self) -> None:
+        layout = layout_of([20])
+        inputs = [x.requires_grad_() for x in draw(20, torch.float32, num_heads=2)]
+        with small_tiles(), FlopCounterMode(display=False) as counter:
+            out = window_attention(*inputs, layout, 20, implementation="fused")
+            assert counter.get_total_flops() == 2 * 2 * 20 * 20 * 2 * 16
+            out.sum().backward()
+        assert counter.get_total_flops() == (2 + 7) * 2 * 20 * 20 * 2 * 16
+
+    @settings(max_examples=8, deadline=None, derandomize=True)
+    @given(case=cases(20))
+    def test_any_batch(self, case: tuple[Layout, dict[str, Any]]) -> None:
+        check(case[0], **case[1])
+
+    @pytest.mark.slow
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(case=cases())
+    def test_any_batch_at_length(self, case: tuple[Layout, dict[str, Any]]) -> None:
+        check(case[0], **case[1])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("head_dim", [64, 128])
+    def test_published_tile_sizes(self, head_dim: int, dtype: torch.dtype) -> None:
+        layout = layout_of([600, 300, 1], [list(range(0, 200, 4)), [1, 299], []])
+        inputs = draw(901, dtype, head_dim=head_dim)
+        oracle = run([x.double() for x in inputs], layout, 150, "reference")
+        eager = run(inputs, layout, 150, "reference")
+        with poisoned_memory():
+            compare(run(inputs, layout, 150, "fused"), eager, oracle)
+
+
+class TestInAProcessOfItsOwn:
+    __test__ = not CAN_RUN
+
+    def test_the_kernels_are_right(self) -> None:
+        interpret("not slow and not gpu")
+
+    @pytest.mark.slow
+    def test_the_kernels_are_right_at_length(self) -> None:
+        interpret("slow and not gpu")
+
+
+def interpret(chosen: str) -> None:
+    """Run the tests of this file that are so marked with Triton's interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", chosen, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    print(done.stdout[-4000:])
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"dilation": [1, 1, 2, 3]}, {"dropout_p": 0.1}],
+    ids=["plain", "causal", "dilated", "dropout"],
+)
+def test_documents_of_real_sizes(
+    options: dict[str, Any], head_dim: int, dtype: torch.dtype
+) -> None:
+    valid = torch.ones(6001, dtype=torch.bool)
+    valid[[700, 4500]] = False
+    valid[5900:] = False
+    layout = Layout.from_lengths(
+        [4096, 1, 1904], [[0], [], list(range(0, 600, 5))], valid, device="cuda"
+    )
+    inputs = tuple(x.cuda() for x in draw(6001, dtype, num_heads=4, head_dim=head_dim))
+    oracle = run([x.double() for x in inputs], layout, 256, "reference", **options)
+    eager = run(inputs, layout, 256, "reference", **options)
+    mine, again = (run(inputs, layout, 256, "fused", **options) for _ in range(2))
+    compare(mine, eager, oracle)
+    assert all(torch.equal(x, y) for x, y in zip(mine, again, strict=True))
