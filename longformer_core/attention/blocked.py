@@ -5,17 +5,13 @@ of them, as a view, and the document's global tokens as extra columns. Only two 
 need a mask, each a triangle that all blocks share; a global column is masked for the queries that
 have the token in their band already, so that it counts once.
 
-With a dilation r the band of a token holds tokens of its own residue class only, those r apart: the
-classes of a document, brought in order one after another, are documents of their own to the band,
-and share the document's global columns. Heads of equal dilation are computed together.
+What the blocks are is in `blocks.py`.
 Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g globals of the document.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,40 +20,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.attention.band import Band
+from longformer_core.attention.blocks import (
+    Block,
+    Call,
+    calls_of,
+    most_queries,
+    row_length,
+    whole,
+)
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
-
-# Queries of a block. Few keep the keys that no query of the block sees few; many keep the matrices
-# large. Documents up to _WHOLE tokens are one block.
-_BLOCK = {"cpu": 128}
-_BLOCK_ELSEWHERE = 512
-_WHOLE = 256
-# Score rows are padded to this many columns when global columns make their length odd.
-_ALIGN = 16
-# Up to this radius the inner blocks of a document are smaller and computed many at once, head by
-# head, as many as have scores of these bytes in float32.
-_JOINED_RADIUS = 128
-_JOINED_BLOCK = 32
-_JOINED_BYTES = 2**23
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Places of a block's queries and keys, and its document's range in `_Strand.global_index`.
-
-    `masks_globals`: some query may not see some global column, or sees it in its band already.
-    With a `count`, that many blocks one after another, of which each has `num_queries` queries and
-    `num_keys` keys, all alike.
-    """
-
-    queries: slice
-    keys: slice
-    globals: slice
-    num_queries: int
-    num_keys: int
-    num_globals: int
-    masks_globals: bool
-    count: int = 1
 
 
 def blocked_attention(
@@ -101,13 +73,13 @@ def _attend(
     seed: int,
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    calls = _calls(layout, radius, dilations, is_causal, scale, dropout_p, seed)
+    calls = calls_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     results = [_forward(call, *map(call.pick, (q, k, v)), needs_lse=needs_lse) for call in calls]
-    out = _whole(calls, [rows for rows, _ in results])
+    out = whole(calls, [rows for rows, _ in results])
     is_valid = calls[0].layout.is_valid
     if not needs_lse:
         return _without_invalid(out, is_valid, 0.0), _no_lse(q)
-    lse = _whole(calls, [sums for _, sums in results])
+    lse = whole(calls, [sums for _, sums in results])
     return _without_invalid(out, is_valid, 0.0), _without_invalid(lse, is_valid, -torch.inf)[..., 0]
 
 
@@ -130,10 +102,10 @@ def _attend_backward(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    calls = _calls(layout, radius, dilations, is_causal, scale, dropout_p, seed)
+    calls = calls_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad = _without_invalid(grad, calls[0].layout.is_valid, 0.0)
     results = [_backward(call, *map(call.pick, (q, k, v, grad, out))) for call in calls]
-    dq, dk, dv = (_whole(calls, list(parts)) for parts in zip(*results, strict=True))
+    dq, dk, dv = (whole(calls, list(parts)) for parts in zip(*results, strict=True))
     return dq, dk, dv
 
 
@@ -165,7 +137,7 @@ _attend.register_autograd(_turn, setup_context=_save)
 
 
 def _forward(
-    call: "_Call", q: Tensor, k: Tensor, v: Tensor, *, needs_lse: bool
+    call: "Call", q: Tensor, k: Tensor, v: Tensor, *, needs_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     if call.dropout[0] or (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)):
@@ -175,7 +147,7 @@ def _forward(
 
 
 def _backward(
-    call: "_Call", q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor
+    call: "Call", q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.dtype == wide:
@@ -189,176 +161,7 @@ def _backward(
     return dq, dk, dv
 
 
-@dataclass(frozen=True)
-class _Strand:
-    """The packed tokens in an order in which the band of one dilation has no gaps.
-
-    A run is what is one document to the band: the slots `first`, `first + step`, and so on.
-    Shapes: order [T] has the slot at each place, None when that is the place itself; global_index
-        [G] places, in the layout's order of global tokens; is_valid [T] by place.
-    """
-
-    runs: tuple["_Run", ...]
-    order: Tensor | None
-    global_index: Tensor
-    is_valid: Tensor | None
-
-    @classmethod
-    def of(cls, layout: Layout, dilation: int) -> "_Strand":
-        runs = tuple(_runs(layout, dilation))
-        if dilation == 1:
-            return cls(runs, None, layout.global_index, layout.is_valid)
-        device = layout.device
-        order = torch.cat([torch.arange(0), *map(_slots, runs)]).to(device)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=device)
-        is_valid = None if layout.is_valid is None else layout.is_valid[order]
-        return cls(runs, order, places[layout.global_index], is_valid)
-
-
-def _slots(run: "_Run") -> Tensor:
-    return torch.arange(run.slots.start, run.slots.stop, run.slots.step)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The places of one run, its slots, its document's globals and their range among all."""
-
-    start: int
-    slots: range
-    globals: tuple[int, ...]
-    columns: slice
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.slots)
-
-    @property
-    def global_places(self) -> list[int]:
-        """Return the places of the globals that lie in the run."""
-        return [self.start + self.slots.index(slot) for slot in self.globals if slot in self.slots]
-
-
-def _runs(layout: Layout, dilation: int) -> Iterator[_Run]:
-    place = 0
-    global_ends = accumulate(layout.num_globals)
-    for (start, end), positions, global_end in zip(
-        pairwise(layout.cu_seqlens), layout.global_positions, global_ends, strict=True
-    ):
-        columns = slice(global_end - len(positions), global_end)
-        chosen = tuple(start + position for position in positions)
-        for first in range(start, min(start + dilation, end)):
-            run = _Run(place, range(first, end, dilation), chosen, columns)
-            yield run
-            place = run.end
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What is computed for the heads of one dilation, beside its tensors.
-
-    `dropout` is a probability and a seed; `heads` is None when all have the dilation.
-    """
-
-    layout: Layout
-    strand: _Strand
-    radius: int
-    dilation: int
-    heads: tuple[int, ...] | None
-    num_heads: int
-    is_causal: bool
-    scale: float
-    dropout: tuple[float, int]
-
-    @property
-    def ahead(self) -> int:
-        """Return how many keys after itself a query sees in its band."""
-        return 0 if self.is_causal else self.radius
-
-    @property
-    def blocks(self) -> list[_Block]:
-        """Return the plan that all layers with this band share."""
-        size = _BLOCK.get(self.layout.device.type, _BLOCK_ELSEWHERE)
-        return self._plan("blocks", lambda: _blocks(self, size))
-
-    @property
-    def forward_blocks(self) -> list[_Block]:
-        """Return the plan of a forward pass: without dropout small blocks are joined, on CPUs.
-
-        With it the backward pass has to drop the same again, and goes block by block.
-        """
-        if self.radius > _JOINED_RADIUS or self.dropout[0] or self.layout.device.type != "cpu":
-            return self.blocks
-        return self._plan("joined", lambda: _joined(_blocks(self, _JOINED_BLOCK), self))
-
-    def _plan(self, name: str, build: Callable[[], Iterable[_Block]]) -> list[_Block]:
-        key = (name, self.radius, self.dilation, self.is_causal)
-        return self.layout.plan(key, lambda: list(build()))
-
-    def pick(self, x: Tensor) -> Tensor:
-        """Return the call's heads of [T, H, D], tokens by place; no copy where it is all of it."""
-        order = self.strand.order
-        x = x if self.heads is None else x[:, list(self.heads)]
-        return x if order is None else x[order]
-
-    def put(self, part: Tensor, out: Tensor) -> None:
-        """Write what belongs to the call's heads, tokens by place, where `pick` took it from."""
-        order = self.strand.order
-        if self.heads is None:
-            out[order] = part
-        elif order is None:
-            out[:, list(self.heads)] = part
-        else:
-            out[order[:, None], torch.tensor(self.heads, device=order.device)] = part
-
-
-def _calls(
-    layout: int,
-    radius: int,
-    dilations: Sequence[int],
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    seed: int,
-) -> list[_Call]:
-    """Return the calls that together are the operation: one for each dilation."""
-    of_number = Layout.of_number(layout)
-    calls = []
-    for index, dilation in enumerate(sorted(set(dilations))):
-        heads = tuple(head for head, own in enumerate(dilations) if own == dilation)
-        # All layers with this dilation share the order of tokens.
-        strand = of_number.plan(("strand", dilation), partial(_Strand.of, of_number, dilation))
-        call = _Call(
-            layout=of_number,
-            strand=strand,
-            radius=radius,
-            dilation=dilation,
-            heads=None if len(heads) == len(dilations) else heads,
-            num_heads=len(heads),
-            is_causal=is_causal,
-            scale=scale,
-            # Blocks take the seeds from this one on; see `_Scores.kept`.
-            dropout=(dropout_p, seed + index * of_number.num_tokens),
-        )
-        calls.append(call)
-    return calls
-
-
-def _whole(calls: list[_Call], parts: Sequence[Tensor | None]) -> Tensor:
-    """Return the calls' parts [T, h, D] as one tensor [T, H, D], tokens by slot."""
-    first = parts[0]
-    assert first is not None
-    if calls[0].heads is None and calls[0].strand.order is None:
-        return first
-    num_heads = sum(call.num_heads for call in calls)
-    out = first.new_empty(first.shape[0], num_heads, first.shape[2])
-    for call, part in zip(calls, parts, strict=True):
-        assert part is not None
-        call.put(part, out)
-    return out
-
-
-def _product_flops(shape: Sequence[int], blocks: Iterable[_Block], num_heads: int) -> int:
+def _product_flops(shape: Sequence[int], blocks: Iterable[Block], num_heads: int) -> int:
     """Return the flops of one product of all blocks' queries and keys, for torch's counter."""
     pairs = sum(b.count * b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
     return 2 * pairs * num_heads * shape[2]
@@ -366,13 +169,13 @@ def _product_flops(shape: Sequence[int], blocks: Iterable[_Block], num_heads: in
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    calls = _calls(*given[2:-1])
+    calls = calls_of(*given[2:-1])
     return 2 * sum(_product_flops(q, call.forward_blocks, call.num_heads) for call in calls)
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    calls = _calls(*given[3:])
+    calls = calls_of(*given[3:])
     return 5 * sum(_product_flops(q, call.blocks, call.num_heads) for call in calls)
 
 
@@ -382,68 +185,11 @@ def _without_invalid(rows: Tensor, is_valid: Tensor | None, value: float) -> Ten
     return rows.masked_fill(~is_valid[:, None, None], value)
 
 
-def _blocks(call: _Call, size: int) -> Iterator[_Block]:
-    for run in call.strand.runs:
-        places = run.global_places
-        step = len(run.slots) if len(run.slots) <= _WHOLE else size
-        for first in range(run.start, run.end, max(step, 1)):
-            last = min(first + step, run.end)
-            low, high = max(run.start, first - call.radius), min(run.end, last + call.ahead)
-            in_band = any(low <= place < high for place in places)
-            # A causal query does not see the globals after it; the first one has the most of them.
-            lies_after = call.is_causal and run.globals[-1:] > (run.slots[first - run.start],)
-            yield _Block(
-                queries=slice(first, last),
-                keys=slice(low, high),
-                globals=run.columns,
-                num_queries=last - first,
-                num_keys=high - low,
-                num_globals=len(run.globals),
-                masks_globals=in_band or lies_after,
-            )
-
-
-def _joined(blocks: Iterable[_Block], call: _Call) -> Iterator[_Block]:
-    """Join the blocks that see their whole window and follow one another in a run."""
-    run: list[_Block] = []
-    for block in blocks:
-        first, last = block.queries.start - call.radius, block.queries.stop + call.ahead
-        is_inner = (block.keys.start, block.keys.stop) == (first, last)
-        is_inner &= block.num_queries == _JOINED_BLOCK
-        # Their products take whole rows of scores; see `_Scores.product`.
-        is_inner &= block.keys.start + _row_length(block) <= call.layout.num_tokens
-        follows = run and run[-1].globals == block.globals and len(run) < _most(block)
-        if run and not (is_inner and follows):
-            yield _join(run)
-            run = []
-        if is_inner:
-            run.append(block)
-        else:
-            yield block
-    if run:
-        yield _join(run)
-
-
-def _most(block: _Block) -> int:
-    """Return how many blocks are joined at the most."""
-    return max(1, _JOINED_BYTES // (4 * block.num_queries * _row_length(block)))
-
-
-def _join(run: list[_Block]) -> _Block:
-    return replace(
-        run[0],
-        queries=slice(run[0].queries.start, run[-1].queries.stop),
-        keys=slice(run[0].keys.start, run[-1].keys.stop),
-        masks_globals=any(block.masks_globals for block in run),
-        count=len(run),
-    )
-
-
 @dataclass(frozen=True)
 class _Part:
     """What one batched product takes: a block in all heads, or joined blocks in one head."""
 
-    block: _Block
+    block: Block
     head: int | None
 
     def rows(self, x: Tensor) -> Tensor:
@@ -476,7 +222,7 @@ class _Part:
             out[self.block.queries, self.head] = rows.flatten(0, 1)
 
 
-def _parts(blocks: Iterable[_Block], num_heads: int) -> Iterator[_Part]:
+def _parts(blocks: Iterable[Block], num_heads: int) -> Iterator[_Part]:
     for block in blocks:
         heads: Iterable[int | None] = [None] if block.count == 1 else range(num_heads)
         for head in heads:
@@ -486,12 +232,11 @@ def _parts(blocks: Iterable[_Block], num_heads: int) -> Iterator[_Part]:
 class _Masks:
     """Additive masks of one call; everything that does not depend on a block is made once."""
 
-    def __init__(self, call: _Call, like: Tensor) -> None:
+    def __init__(self, call: Call, like: Tensor) -> None:
         self._call = call
         self._strand = call.strand
-        size = max(_BLOCK.get(like.device.type, _BLOCK_ELSEWHERE), _WHOLE)
         self.before, self.after = call.layout.plan(
-            ("triangles", like.dtype), lambda: _triangles(size, like)
+            ("triangles", like.dtype), lambda: _triangles(most_queries(like.device), like)
         )
         self.keys = None
         is_valid = self._strand.is_valid
@@ -501,7 +246,7 @@ class _Masks:
             low = torch.finfo(like.dtype).min / 2
             self.keys = torch.zeros_like(is_valid, dtype=like.dtype).masked_fill_(~is_valid, low)
 
-    def add(self, scores: Tensor, block: _Block) -> None:
+    def add(self, scores: Tensor, block: Block) -> None:
         """Mask scores [..., C, W + g], keys first, in place."""
         c, w = block.num_queries, block.num_keys
         # Query y sees key x from x = y - skip on.
@@ -520,7 +265,7 @@ class _Masks:
                 self._hidden_globals(block).view(-1, c, block.num_globals), -torch.inf
             )
 
-    def _hidden_globals(self, block: _Block) -> Tensor:
+    def _hidden_globals(self, block: Block) -> Tensor:
         """Return [count * C, g]: the query has the global in its band, or it lies ahead of it."""
         call, order = self._call, self._strand.order
         columns = self._strand.global_index[block.globals]
@@ -548,7 +293,7 @@ class _Scores:
     The explicit form: two products around a softmax, the fastest on CPUs.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, call: _Call, blocks: list[_Block]) -> None:
+    def __init__(self, q: Tensor, k: Tensor, call: Call, blocks: list[Block]) -> None:
         """Pick the global tokens' keys."""
         self.q, self.k, self._call = q, k, call
         self.k_global = k[call.strand.global_index]
@@ -558,12 +303,12 @@ class _Scores:
         self._buffers: dict[str, Tensor] = {}
         self._tails: dict[tuple[object, ...], Tensor] = {}
 
-    def _shape(self, block: _Block) -> tuple[int, int, int]:
+    def _shape(self, block: Block) -> tuple[int, int, int]:
         """Return [B, C, W + g and some]."""
         batch = block.count if block.count > 1 else self.q.shape[1]
-        return batch, block.num_queries, _row_length(block)
+        return batch, block.num_queries, row_length(block)
 
-    def _buffer(self, name: str, block: _Block) -> Tensor:
+    def _buffer(self, name: str, block: Block) -> Tensor:
         """Return [B, C, W + g and some], with what is left of the last part of that name."""
         if name not in self._buffers:
             self._buffers[name] = self.q.new_empty(self._size)
@@ -598,7 +343,7 @@ class _Scores:
             out[..., w:] = tail
         return out
 
-    def _tail(self, name: str, block: _Block, rest: float) -> Tensor:
+    def _tail(self, name: str, block: Block, rest: float) -> Tensor:
         """Return [B, C, g and some] for the columns of the globals, the others `rest`."""
         batch, num_queries, length = self._shape(block)
         shape = (batch, num_queries, length - block.num_keys)
@@ -629,7 +374,7 @@ class _Scores:
         return draw_kept(self._buffer("kept", part.block), p, draw)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call, lse: Tensor | None) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, call: Call, lse: Tensor | None) -> Tensor:
     blocks = call.forward_blocks
     scores, v_global = _Scores(q, k, call, blocks), v[call.strand.global_index]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -646,7 +391,7 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, call: _Call, lse: Tensor | None) 
 
 
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor | None, call: _Call
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, given that of the output; `out` saves work if exact.
 
@@ -685,13 +430,7 @@ def _gradients(
     return dq, dk, dv
 
 
-def _row_length(block: _Block) -> int:
-    if not block.num_globals:
-        return block.num_keys
-    return -(-(block.num_keys + block.num_globals) // _ALIGN) * _ALIGN
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Call scaled_dot_product_attention per block: right in 16 bits, on any device."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     masks = _Masks(call, q)
@@ -709,7 +448,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
     return out
 
 
-def _log_sums(q: Tensor, k: Tensor, call: _Call) -> Tensor:
+def _log_sums(q: Tensor, k: Tensor, call: Call) -> Tensor:
     """Return the lse [T, h, 1] of inputs of 16 bits, which `_fused` does not tell."""
     wide = torch.promote_types(q.dtype, torch.float32)
     lse = q.new_empty(*q.shape[:2], 1, dtype=wide)

@@ -191,7 +191,6 @@ def _run(
     if chosen == "blocked":
         return blocked_attention(q, k, v, layout, band, factor, dropout, needs_lse=needs_lse)
     # Here and not above: it is the only file that needs Triton.
-    from longformer_core.attention.fused import fused_attention  # type: ignore[import, unused-ignore]
+    from longformer_core.attention.fused import fused_attention
 
-    result: tuple[Tensor, Tensor] = fused_attention(q, k, v, layout, band, factor, dropout)
-    return result
+    return fused_attention(q, k, v, layout, band, factor, dropout)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longformer_core.attention import blocked, window_attention, window_attention_with_lse
+from longformer_core.attention import blocks, window_attention, window_attention_with_lse
 from longformer_core.attention.band import Band
 from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
@@ -36,12 +36,12 @@ GLOBALS: dict[str, list[int]] = {
 @pytest.fixture(autouse=True)
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked, "_BLOCK", {"cpu": 8})
-        patch.setattr(blocked, "_WHOLE", 12)
-        patch.setattr(blocked, "_JOINED_RADIUS", 8)
-        patch.setattr(blocked, "_JOINED_BLOCK", 4)
+        patch.setattr(blocks, "_BLOCK", {"cpu": 8})
+        patch.setattr(blocks, "_WHOLE", 12)
+        patch.setattr(blocks, "_JOINED_RADIUS", 8)
+        patch.setattr(blocks, "_JOINED_BLOCK", 4)
         # Three blocks at once, at a radius of 4 and without global tokens.
-        patch.setattr(blocked, "_JOINED_BYTES", 3 * 4 * 4 * 12)
+        patch.setattr(blocks, "_JOINED_BYTES", 3 * 4 * 4 * 12)
         yield
 
 
@@ -197,11 +197,11 @@ def test_a_batch_without_tokens_gives_none(dilation: int | list[int]) -> None:
 
 def test_published_block_sizes() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked, "_BLOCK", {"cpu": 128})
-        patch.setattr(blocked, "_WHOLE", 256)
-        patch.setattr(blocked, "_JOINED_RADIUS", 128)
-        patch.setattr(blocked, "_JOINED_BLOCK", 32)
-        patch.setattr(blocked, "_JOINED_BYTES", 2**23)
+        patch.setattr(blocks, "_BLOCK", {"cpu": 128})
+        patch.setattr(blocks, "_WHOLE", 256)
+        patch.setattr(blocks, "_JOINED_RADIUS", 128)
+        patch.setattr(blocks, "_JOINED_BLOCK", 32)
+        patch.setattr(blocks, "_JOINED_BYTES", 2**23)
         layout = Layout.from_lengths([700, 256, 257], [[0, 350], [255], []])
         check(layout, 100, torch.float32)
         check(layout, 60, torch.float32, causal=True, dilation=[1, 2])
