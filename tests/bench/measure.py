@@ -73,6 +73,18 @@ def cuda_bytes_per_s() -> float:
     return 10 * 2 * given.nbytes / alternate({"copy": copy}, 5)["copy"]
 
 
+def cuda_flops_per_s(dtype: torch.dtype) -> float:
+    """Return the flops of a large product of random numbers on the current CUDA device."""
+    one, other = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        for _ in range(10):
+            one @ other
+        torch.cuda.synchronize()
+
+    return 10 * 2 * 8192**3 / alternate({"product": product}, 5)["product"]
+
+
 def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

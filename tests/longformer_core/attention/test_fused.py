@@ -10,8 +10,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from longformer_core.attention import window_attention
+from longformer_core.attention.band import Band
+from longformer_core.attention.reference import _dropped, visible_keys
 from longformer_core.attention.window import window_attention_with_lse
 from longformer_core.layout import Layout
 
@@ -132,11 +136,61 @@ def run(
     inputs: Sequence[Tensor], layout: Layout, radius: int, implementation: Any, **options: Any
 ) -> list[Tensor]:
     """The output, the log-sum-exp, and the gradients of a sum of the output, unequal weights."""
+    attend = partial(window_attention_with_lse, implementation=implementation)
+    return with_gradients(attend, inputs, layout, radius, **options)
+
+
+def run_eager(
+    inputs: Sequence[Tensor], layout: Layout, radius: int, **options: Any
+) -> list[Tensor]:
+    """What `run` returns, of attention as eager code has it: products in the dtype of the inputs.
+
+    The definition computes in 32 bits and rounds results alone, which no kernel for 16 bits does.
+    """
+    return with_gradients(eager_attention, inputs, layout, radius, **options)
+
+
+def eager_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    radius: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    dilation: int | Sequence[int] = 1,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    band = Band.of(radius, q.shape[1], dilation, causal=causal)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    seed = int(torch.randint(2**63 - 1, ())) if dropout_p else 0
+    outputs, sums = [q[:0]], [q.new_zeros(0, q.shape[1], dtype=torch.float32)]
+    for (start, end), positions in zip(
+        pairwise(layout.cu_seqlens), layout.global_positions, strict=True
+    ):
+        is_valid = None if layout.is_valid is None else layout.is_valid[start:end]
+        sees = visible_keys(end - start, band, positions, is_valid).to(q.device)
+        queries, keys, values = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        scores = (queries @ keys.transpose(1, 2)).float() * scale
+        scores = scores.masked_fill(~sees, -torch.inf)
+        sums.append(scores.detach().logsumexp(-1).t())
+        scores = scores.masked_fill(~sees.any(-1, keepdim=True), 0.0)
+        weights = _dropped(scores.softmax(-1).masked_fill(~sees, 0.0), (dropout_p, seed), start)
+        outputs.append((weights.to(values) @ values).transpose(0, 1))
+    return torch.cat(outputs), torch.cat(sums)
+
+
+def with_gradients(
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    inputs: Sequence[Tensor],
+    layout: Layout,
+    radius: int,
+    **options: Any,
+) -> list[Tensor]:
     q, k, v = (x.detach().requires_grad_() for x in inputs)
     torch.manual_seed(7)
-    out, lse = window_attention_with_lse(
-        q, k, v, layout, radius, implementation=implementation, **options
-    )
+    out, lse = attend(q, k, v, layout, radius, **options)
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
     grads = torch.autograd.grad(out, (q, k, v), weights.to(out))
     assert not lse.requires_grad
@@ -154,7 +208,7 @@ def check(
     """Return what the kernels give, after it was found as good as `compare` asks for."""
     inputs = inputs or draw(layout.num_tokens, dtype, num_heads=num_heads)
     oracle = run([x.double() for x in inputs], layout, radius, "reference", **options)
-    eager = run(inputs, layout, radius, "reference", **options)
+    eager = run_eager(inputs, layout, radius, **options)
     with small_tiles(), poisoned_memory():
         mine = run(inputs, layout, radius, "fused", **options)
     compare(mine, eager, oracle)
@@ -403,7 +457,7 @@ class TestKernels:
         layout = layout_of([600, 300, 1], [list(range(0, 200, 4)), [1, 299], []])
         inputs = draw(901, dtype, head_dim=head_dim)
         oracle = run([x.double() for x in inputs], layout, 150, "reference")
-        eager = run(inputs, layout, 150, "reference")
+        eager = run_eager(inputs, layout, 150)
         with poisoned_memory():
             compare(run(inputs, layout, 150, "fused"), eager, oracle)
 
@@ -447,7 +501,7 @@ def test_documents_of_real_sizes(
     )
     inputs = tuple(x.cuda() for x in draw(6001, dtype, num_heads=4, head_dim=head_dim))
     oracle = run([x.double() for x in inputs], layout, 256, "reference", **options)
-    eager = run(inputs, layout, 256, "reference", **options)
+    eager = run_eager(inputs, layout, 256, **options)
     mine, again = (run(inputs, layout, 256, "fused", **options) for _ in range(2))
     compare(mine, eager, oracle)
     assert all(torch.equal(x, y) for x, y in zip(mine, again, strict=True))
