@@ -66,7 +66,8 @@ class Case:
 
     def shrunk(self, by: int) -> "Case":
         lengths = tuple(max(1, length // by) for length in self.lengths)
-        return replace(self, lengths=lengths, radius=max(1, self.radius // by))
+        radius, num_globals = (max(1, x // by) for x in (self.radius, self.num_globals))
+        return replace(self, lengths=lengths, radius=radius, num_globals=num_globals)
 
     @property
     def is_even(self) -> bool:
@@ -113,10 +114,11 @@ class Contestant:
     inputs: tuple[Tensor, Tensor, Tensor]
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     packed: Callable[[Tensor], Tensor]
+    can_train: bool = True
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        return self.attend(*self.inputs)
+        return self.attend(*(x.detach() for x in self.inputs))
 
     def gradients(self) -> tuple[Tensor, ...]:
         out = self.attend(*self.inputs)
@@ -172,17 +174,18 @@ def published(case: Case, inputs: Inputs) -> Contestant | None:
     )
     module = LongformerSelfAttention(config, 0)
     names = ("query", "key", "value")
-    for name in (*names, *(f"{name}_global" for name in names)):
+    for name in (*names, "key_global", "value_global"):
         setattr(module, name, Given())
+    module.query_global = nn.Identity()
     is_global = torch.arange(n, device=inputs[0].device).expand(batch, n) < case.num_globals
     mask = 10000.0 * is_global
-    states = inputs[0].new_empty(batch, n, h * HEAD_DIM)
+    states = inputs[0].new_zeros(batch, n, h * HEAD_DIM)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for name, value in zip(names, (q, k, v), strict=True):
-            # It divides what it is given in place.
-            getattr(module, name).value = value * 1 if name == "query" else value
-            getattr(module, f"{name}_global").value = value
+        # It divides the queries that it is given in place.
+        module.query.value = q.clone()
+        module.key.value = module.key_global.value = k
+        module.value.value = module.value_global.value = v
         out: Tensor = module(
             states,
             attention_mask=mask,
@@ -219,6 +222,7 @@ def flex(case: Case, inputs: Inputs) -> Contestant:
         leaves(inputs, lambda x: x.transpose(0, 1)[None]),
         attend,
         lambda out: out[0].transpose(0, 1),
+        can_train=is_gpu,
     )
 
 
@@ -327,6 +331,7 @@ def bench(name: str, case: Case, given: argparse.Namespace, rates: tuple[float, 
         calls = {
             other: repeated(c.forward if passes == "forward" else c.backward(), given.device)
             for other, c in contestants.items()
+            if passes == "forward" or c.can_train
         }
         count = CALLS if given.device == "cuda" else 1
         times = {o: t / count for o, t in alternate(calls, given.rounds).items()}
