@@ -61,8 +61,7 @@ def window_attention(
     Source: Longformer, arXiv:2004.05150, section 3.1.
     """
     band = Band.of(radius, _num_heads(q), dilation, causal=causal)
-    chosen = _checked(q, k, v, layout, dropout_p, implementation)
-    return _run(chosen, q, k, v, layout, band, scale, dropout_p, needs_lse=False)[0]
+    return _run(implementation, q, k, v, layout, band, scale, dropout_p, needs_lse=False)[0]
 
 
 def window_attention_with_lse(
@@ -88,8 +87,7 @@ def window_attention_with_lse(
     Raises: as `window_attention`.
     """
     band = Band.of(radius, _num_heads(q), dilation, causal=causal)
-    chosen = _checked(q, k, v, layout, dropout_p, implementation)
-    return _run(chosen, q, k, v, layout, band, scale, dropout_p, needs_lse=True)
+    return _run(implementation, q, k, v, layout, band, scale, dropout_p, needs_lse=True)
 
 
 def _num_heads(q: Tensor) -> int:
@@ -173,7 +171,7 @@ def _say(level: int, message: str) -> None:
 
 
 def _run(
-    chosen: str,
+    implementation: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -184,6 +182,7 @@ def _run(
     *,
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
+    chosen = _checked(q, k, v, layout, dropout_p, implementation)
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     dropout = (dropout_p, int(torch.randint(2**63 - 1, ())) if dropout_p else 0)
     if chosen == "reference":

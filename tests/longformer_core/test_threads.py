@@ -25,7 +25,7 @@ torch.set_num_threads(2)
 numbers = torch.randn(1000, 1000)
 model = models(3)[0]
 before = threads()
-numbers.exp()
+expected = numbers.exp()
 team = threads() - before
 assert team, "the operation was not parallel: nothing is tested"
 """
@@ -39,7 +39,6 @@ def run(rest: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "what",
     [
@@ -53,7 +52,7 @@ def test_a_team_ends_and_is_made_anew(what: str) -> None:
     rest = f"""
 {what}
 print(gone(team), torch.get_num_threads())
-assert torch.equal(numbers.exp(), numbers.exp())
+assert torch.equal(numbers.exp(), expected)
 print(len(threads() - before) >= 1)
 """
     assert run(rest).split() == ["True", "2", "True"]

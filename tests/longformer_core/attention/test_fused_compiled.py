@@ -5,7 +5,6 @@ test_fused.py). As a script, `python test_fused_compiled.py` prints a line for e
 with arguments only for the variants whose names hold one of them.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -20,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
 
 # What a block may have on compute capability 8.6, the smallest of the Ampere GPUs' limits.
 SHARED_BYTES = 99 * 1024
