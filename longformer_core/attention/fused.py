@@ -830,8 +830,7 @@ def _attend(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    band = Band(radius, tuple(dilations), is_causal)
-    call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
+    call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     q, k, v = (_with_unit_stride(x) for x in (q, k, v))
     with _device_of(q):
         return _run_forward(call, q, k, v)
@@ -853,8 +852,7 @@ def _attend_backward(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    band = Band(radius, tuple(dilations), is_causal)
-    call = _Call(Layout.of_number(layout), band, scale, (dropout_p, seed))
+    call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
         return _run_backward(call, grad, q, k, v, out, lse)
@@ -1223,17 +1221,23 @@ def _num_flops(q: Sequence[int], call: _Call, kernel: str, products: int) -> int
     return 2 * products * pairs * q[2]
 
 
-def _call_of(given: Sequence[Any]) -> _Call:
-    layout, radius, dilations, is_causal, scale, *dropout = given
+def _call_of(
+    layout: int,
+    radius: int,
+    dilations: Sequence[int],
+    is_causal: bool,
+    scale: float,
+    *dropout: Any,
+) -> _Call:
     band = Band(radius, tuple(dilations), is_causal)
-    return _Call(Layout.of_number(layout), band, scale, tuple(dropout))
+    return _Call(Layout.of_number(layout), band, scale, dropout)
 
 
 @register_flop_formula(torch.ops.longhaul.fused_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(given[2:]), "forward", 2)
+    return _num_flops(q, _call_of(*given[2:]), "forward", 2)
 
 
 @register_flop_formula(torch.ops.longhaul.fused_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(given[4:]), "queries", 7)
+    return _num_flops(q, _call_of(*given[4:]), "queries", 7)
