@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from longformer_core.attention import window_attention
+from longformer_core.attention import fused_work, window_attention
 from longformer_core.attention.band import Band
 from longformer_core.attention.reference import _dropped, visible_keys
 from longformer_core.attention.window import window_attention_with_lse
@@ -56,7 +56,7 @@ def small_tiles() -> Iterator[None]:
     small = fused.Tiles(TILE, TILE, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_TILES", dict.fromkeys(fused._TILES, small))
-        patch.setattr(fused, "_PART", TILE)
+        patch.setattr(fused_work, "_PART", TILE)
         patch.setattr(fused, "_READ", TILE)
         patch.setattr(fused, "_SUM_BLOCK", TILE)
         yield
