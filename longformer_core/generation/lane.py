@@ -19,11 +19,11 @@ from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.handle import Generation, Handle
 from longformer_core.generation.search import Search, Step
 from longformer_core.generation.start import start_search
-from longformer_core.generation.stepper import Record, Stepper
+from longformer_core.generation.stepper import Record, StepModel, Stepper
 from longformer_core.layout import Layout, default_global_positions
 
 
-class Model(Protocol):
+class Model(StepModel, Protocol):
     """What the engine asks of a model; see `models.led.LEDForConditionalGeneration`."""
 
     config: LEDConfig
@@ -49,10 +49,6 @@ class Model(Protocol):
         is_run: bool,
         has_fixed_shapes: bool,
     ) -> DecoderCache: ...
-
-    def decode_step(
-        self, token_ids: Tensor, positions: Tensor, cache: DecoderCache, source: Source
-    ) -> Tensor: ...
 
 
 @dataclass
