@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 
 from longformer_core.attention.rows import form_costs
+from longformer_core.chunks import most_rows
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.memory import decoding_numbers, encoding_numbers
@@ -72,8 +73,9 @@ def estimate_cost(
         decoder layer 2 (6 d^2 + 2 d f) + 4 d (m / 2) and the cheaper form of cross-attention, and
         2 d V for the logits. Training counts three times the forward, of the window three and a
         half times.
-    Bytes: in inference the encoder's widest point, T (2 d + 2 f) numbers, or what decoding holds.
-        In training T (7 d + 2 f) kept per layer.
+    Bytes: in inference the encoder's widest point, 7 T d numbers, or 5 T d and 2 d + f for each of
+        the T or 1024 rows that go through the feed-forward at once; or what decoding holds. In
+        training T (7 d + 2 f) kept per layer.
     Accuracy: blocked attention computes whole blocks, up to (128 + 2 r) / (2 r + 1) times the
         window's pairs, in inference and up to r = 128 only (32 + 2 r) / (2 r + 1) times. With
         f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and the peak of what lives
@@ -86,8 +88,10 @@ def estimate_cost(
     _check(config, lengths, num_globals, output_length, num_beams)
     weights = _weights_bytes(config, dtype)
     sizes = _sizes(config)
-    working = encoding_numbers(sizes.d, sizes.f, sum(lengths))
-    kept = sum(lengths) * len(sizes.radii) * (7 * sizes.d + 2 * sizes.f)
+    num_tokens = sum(lengths)
+    at_once = num_tokens if training else most_rows(torch.device("cpu"))
+    working = encoding_numbers(sizes.d, sizes.f, num_tokens, at_once)
+    kept = num_tokens * len(sizes.radii) * (7 * sizes.d + 2 * sizes.f)
     flops = sum(_encoder_flops(sizes, n, min(num_globals, n), training) for n in lengths)
     decoding = 0
     if isinstance(config, LEDConfig) and output_length:

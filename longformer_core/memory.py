@@ -19,9 +19,13 @@ _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 
 
-def encoding_numbers(d: int, f: int, num_tokens: int) -> int:
-    """Return the most numbers alive inside one encoder layer, of T packed tokens."""
-    return num_tokens * (2 * d + 2 * f)
+def encoding_numbers(d: int, f: int, num_tokens: int, most_rows: int) -> int:
+    """Return the most numbers alive inside one encoder layer, of T packed tokens.
+
+    Units: `most_rows` of them go through the feed-forward at once (see `chunks.in_chunks`).
+    """
+    # Beside five of T x d: query and key in the attention, or what the feed-forward makes inside.
+    return 5 * num_tokens * d + max(2 * num_tokens * d, min(num_tokens, most_rows) * (2 * d + f))
 
 
 def decoding_numbers(

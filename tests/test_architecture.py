@@ -15,6 +15,7 @@ RANKS = {
     "ai2": 1,
     "batch_encoding": 1,
     "config": 2,
+    "chunks": 3,
     "dropout": 3,
     "families": 3,
     "h5": 3,

@@ -86,7 +86,7 @@ class Engine:
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or greater")
         self._batch_tokens, self._max_rows = batch_tokens, max_rows
-        self._plan = Plan(model.config, model.dtype, form, memory_bytes)
+        self._plan = Plan(model.config, model.dtype, model.device, form, memory_bytes)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_stopping = False

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from longformer_core.attention.rows import Form
+from longformer_core.chunks import most_rows
 from longformer_core.config import LEDConfig
 from longformer_core.errors import LongformerError, OutOfMemoryError, ShapeError, TooLongError
 from longformer_core.generation.handle import Handle
@@ -15,10 +16,16 @@ class Plan:
     """What a model's documents need beside its weights, and what they may take."""
 
     def __init__(
-        self, config: LEDConfig, dtype: torch.dtype, form: Form, memory_bytes: int
+        self,
+        config: LEDConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        form: Form,
+        memory_bytes: int,
     ) -> None:
         """See `Engine`."""
         self._config, self._dtype, self._form = config, dtype, form
+        self._most_rows = most_rows(device)
         self.memory_bytes = memory_bytes
 
     def unfit(self, handle: Handle) -> LongformerError | None:
@@ -80,7 +87,9 @@ class Plan:
         """
         config = self._config
         num_tokens = sum(handle.num_tokens for handle in pack)
-        numbers = encoding_numbers(config.d_model, config.encoder_ffn_dim, num_tokens)
+        numbers = encoding_numbers(
+            config.d_model, config.encoder_ffn_dim, num_tokens, self._most_rows
+        )
         return numbers * self._dtype.itemsize + self.held_bytes([*decoding, *pack])
 
     def held_bytes(self, handles: Sequence[Handle]) -> int:

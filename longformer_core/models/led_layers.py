@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
+from longformer_core.chunks import in_chunks
 from longformer_core.config import LEDConfig
 from longformer_core.dropout import dropout
 from longformer_core.layout import Layout
@@ -77,8 +78,10 @@ class LEDEncoderLayer(LEDFeedForward):
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return the next states [T, d]."""
-        attended = self.drop(self.self_attn(states, layout))
-        out = self.feed_forward(self.self_attn_layer_norm(states + attended))
+        return in_chunks(self._after_attention, self.self_attn(states, layout), states)
+
+    def _after_attention(self, attended: Tensor, states: Tensor) -> Tensor:
+        out = self.feed_forward(self.self_attn_layer_norm(states + self.drop(attended)))
         if out.dtype == torch.float16:
             # Always, not only when an infinity is present: no document may depend on another, and
             # looking would wait for the device.

@@ -8,6 +8,7 @@ Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
 import torch
 from torch import Tensor, nn
 
+from longformer_core.chunks import in_chunks
 from longformer_core.config import LongformerConfig
 from longformer_core.dropout import Dropout
 from longformer_core.errors import TooLongError
@@ -93,7 +94,9 @@ class LongformerLayer(nn.Module):
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return the next states [T, d]."""
-        attended = self.attention["self"](states, layout)
+        return in_chunks(self._after_attention, self.attention["self"](states, layout), states)
+
+    def _after_attention(self, attended: Tensor, states: Tensor) -> Tensor:
         states = self.attention["output"](attended, states)
         out: Tensor = self.output(self.activation(self.intermediate["dense"](states)), states)
         return out

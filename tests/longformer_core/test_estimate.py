@@ -129,6 +129,14 @@ def test_flops_and_activations(num_globals: int, window: int, training: bool) ->
     assert 0.7 <= peak / (found.activation_bytes + gradients) <= 1.5
 
 
+@pytest.mark.parametrize("length", [1024, 1400, 4000])
+def test_activations_of_more_rows_than_the_feed_forward_takes_at_once(length: int) -> None:
+    model = longformer(attention_window=32, max_position_embeddings=4100)
+    with torch.no_grad():
+        _, peak = measured(model, lambda: model(**batch([length], 1)))
+    assert 0.8 <= peak / estimate_cost(model.config, [length]).activation_bytes <= 1.2
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_writing(num_beams: int) -> None:
     config = LEDConfig(
