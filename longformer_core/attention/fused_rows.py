@@ -451,9 +451,9 @@ def fused_rows(
     seed = int(torch.randint(2**63 - 1, ())) if dropout_p else 0
     flags = None if valid is None else valid.view(torch.uint8)
     # One operator: torch.compile and torch.export see a single node of known shape.
-    out, _lse = _attend(
+    out: Tensor = _attend(
         q, k, v, segments.table, flags, segments.planned, rows_each, scale, dropout_p, seed
-    )
+    )[0]
     return out
 
 

@@ -3,7 +3,8 @@
 Keys and values come in two forms, equal up to rounding. The projected one computes them of all n
 tokens. The absorbed one multiplies `key`'s weight into the few queries and `value`'s weight into
 their few results, so that the states themselves are keys and values; `key`'s bias adds one constant
-per row, which the softmax cancels.
+per row, which the softmax cancels. Where the kernels of `fused_rows.py` run, the projected form is
+one call for all documents.
 Shape letters: T packed tokens, n tokens of one document, G global tokens of the batch, g of one
 document, H heads, D head dimension, d = H * D.
 """

@@ -15,7 +15,8 @@ from torch import Tensor
 # limits them is how many bytes are under way at once.
 _PROGRAMS = 4 * 132
 # Keys of one program: fewer are not worth its share of the sum at the end, and with more the last
-# programs of a large launch have the GPU for themselves for too long.
+# programs of a large launch have the GPU for themselves for too long. With several tiles of rows
+# there are programs enough, and each split costs another copy of all rows.
 _LEAST_KEYS = 256
 _MOST_KEYS = 2048
 
@@ -106,5 +107,5 @@ class Segments:
     def keys_per_program(self, num_heads: int, num_tiles: int, step: int) -> int:
         """Return how many keys of a segment one program reads for a tile of its rows."""
         share = -(-self.num_keys * num_heads * num_tiles // _PROGRAMS)
-        chosen = min(max(share, _LEAST_KEYS), _MOST_KEYS)
+        chosen = min(max(share, _LEAST_KEYS), _MOST_KEYS * num_tiles)
         return -(-chosen // step) * step

@@ -183,13 +183,13 @@ def batches(
 class TestKernels:
     __test__ = CAN_RUN
 
-    @pytest.mark.parametrize("num_rows", [1, 16, 17, 40])
+    @pytest.mark.parametrize("num_rows", [1, 17, 40])
     def test_any_number_of_rows(self, num_rows: int) -> None:
-        check(Batch((2, num_rows, 0), (5, 37, 18)))
+        check(Batch((2, num_rows, 0), (5, 33, 10)))
 
-    @pytest.mark.parametrize("length", [1, 16, 50])
+    @pytest.mark.parametrize("length", [16, 50])
     def test_any_number_of_keys(self, length: int) -> None:
-        check(Batch((3, 1), (length, 9)), num_heads=2)
+        check(Batch((3, 1), (length, 1)), num_heads=2)
 
     def test_rows_without_keys_give_zeros(self) -> None:
         out, *_ = check(Batch((2, 3, 1), (0, 20, 0)))
@@ -243,8 +243,8 @@ class TestKernels:
 
         lengths, rows_each = (20, 33, 0), 3
         batch = Batch((rows_each,) * 3, lengths)
-        packed = batch.draw(num_heads=2)
-        wide = torch.full((2, 4, 2, 40, 16), torch.nan, device=DEVICE)
+        packed = batch.draw()
+        wide = torch.full((2, 4, 1, 40, 16), torch.nan, device=DEVICE)
         for slot, keys in enumerate(spans(lengths)):
             wide[:, slot, :, : len(keys)] = torch.stack(packed[1:])[:, keys].transpose(1, 2)
         table = Segments.padded(lengths, 34, torch.device(DEVICE))
@@ -264,7 +264,7 @@ class TestKernels:
                 assert grad[slot, :, len(keys) :].abs().sum() == 0
 
     def test_two_backward_runs_are_equal_to_the_bit(self) -> None:
-        batch = Batch((3, 18), (20, 30), some_valid(50, 0.9).to(DEVICE), dropout_p=0.1)
+        batch = Batch((1, 18), (9, 33), some_valid(42, 0.9).to(DEVICE), dropout_p=0.1)
         inputs = batch.draw(torch.bfloat16)
         with small_tiles():
             first, second = run(batch.kernel, inputs), run(batch.kernel, inputs)
@@ -277,7 +277,7 @@ class TestKernels:
             kept.append(tensor.untyped_storage().nbytes())
             return tensor
 
-        batch = Batch((40,), (40,))
+        batch = Batch((33,), (40,))
         inputs = [x.requires_grad_() for x in batch.draw()]
         with small_tiles(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             batch.kernel(*inputs)
@@ -293,10 +293,10 @@ class TestKernels:
     def test_the_operator_keeps_its_promises_to_torch(self) -> None:
         from longformer_core.attention import fused_rows
 
-        batch = Batch((2,), (20,))
+        batch = Batch((2,), (5,))
         q, k, v = batch.draw()
         k, v = (x.transpose(0, 1)[None] for x in (k, v))
-        whole = Segments.packed((2,), (20,), q.device)
+        whole = Segments.packed((2,), (5,), q.device)
         with small_tiles():
             torch.library.opcheck(
                 fused_rows._attend,
@@ -316,13 +316,13 @@ class TestKernels:
             out.sum().backward()
         assert counter.get_total_flops() == (2 + 7) * 2 * pairs * 2 * 16
 
-    @settings(max_examples=5, deadline=None, derandomize=True)
+    @settings(max_examples=4, deadline=None, derandomize=True)
     @given(case=batches(20, 18))
     def test_any_batch(self, case: tuple[Batch, dict[str, Any]]) -> None:
         check(case[0], **case[1])
 
     @pytest.mark.slow
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(case=batches())
     def test_any_batch_at_length(self, case: tuple[Batch, dict[str, Any]]) -> None:
         check(case[0], **case[1])
@@ -374,8 +374,9 @@ def with_weights(
 class TestGlobalAttention:
     __test__ = CAN_RUN
 
-    @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("has_invalid", [False, True])
+    @pytest.mark.parametrize(
+        ("form", "has_invalid"), [("auto", False), ("projected", True), ("absorbed", True)]
+    )
     def test_it_gives_what_plain_pytorch_gives(
         self, form: Literal["auto", "projected", "absorbed"], has_invalid: bool
     ) -> None:
