@@ -60,7 +60,7 @@ _TILES: dict[tuple[str, int, int, int], Tiles] = {
     ("queries", 16, 64, 4): Tiles(16, 32, 4, 1),
     ("queries", 16, 128, 4): Tiles(16, 16, 4, 1),
     ("queries", 64, 64, 2): Tiles(64, 64, 8, 2),
-    ("queries", 64, 128, 2): Tiles(64, 64, 8, 2),
+    ("queries", 64, 128, 2): Tiles(64, 32, 8, 2),
     ("queries", 64, 64, 4): Tiles(32, 16, 4, 1),
     ("queries", 64, 128, 4): Tiles(32, 16, 8, 1),
     ("keys", 16, 64, 2): Tiles(64, 16, 4, 1),

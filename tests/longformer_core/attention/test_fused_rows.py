@@ -137,24 +137,29 @@ def run(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]
     return [out.detach(), *torch.autograd.grad(out, leaves, weights.to(out))]
 
 
-def check(batch: Batch, inputs: Sequence[Tensor] | None = None, **drawn: Any) -> list[Tensor]:
+def check(
+    batch: Batch, inputs: Sequence[Tensor] | None = None, *, is_any: bool = False, **drawn: Any
+) -> list[Tensor]:
     """Return what the kernels give, after it was found as good as `compare` asks for."""
     inputs = inputs or batch.draw(**drawn)
     oracle = run(batch.dense, [x.double() for x in inputs])
     eager = run(batch.dense, inputs)
     with small_tiles(), poisoned_memory():
         mine = run(batch.kernel, inputs)
-    compare(mine, eager, oracle)
+    compare(mine, eager, oracle, is_any=is_any)
     return mine
 
 
-def compare(mine: list[Tensor], eager: list[Tensor], oracle: list[Tensor]) -> None:
+def compare(
+    mine: list[Tensor], eager: list[Tensor], oracle: list[Tensor], *, is_any: bool = False
+) -> None:
     """Hold the rule: error at most twice that of the plain way in the same dtype.
 
     Each gradient is measured on its own, but allowed what any of them is: those of a row with a
-    single key are exactly zero, and the plain way finds that by luck.
+    single key are exactly zero, and the plain way finds that by luck. In batches that may be of any
+    size, of a few numbers then, the output counts among them for the same reason.
     """
-    for some in (slice(0, 1), slice(1, None)):
+    for some in (slice(None),) if is_any else (slice(0, 1), slice(1, None)):
         kinds = [x for x in zip(mine[some], eager[some], oracle[some], strict=True) if x[0].numel()]
         limit = max((2 * (plain - theirs).abs().max() for _, plain, theirs in kinds), default=0)
         limit += 1e-6 * max((theirs.abs().max() for *_, theirs in kinds), default=0)
@@ -319,13 +324,13 @@ class TestKernels:
     @settings(max_examples=4, deadline=None, derandomize=True)
     @given(case=batches(20, 18))
     def test_any_batch(self, case: tuple[Batch, dict[str, Any]]) -> None:
-        check(case[0], **case[1])
+        check(case[0], is_any=True, **case[1])
 
     @pytest.mark.slow
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=40, deadline=None, derandomize=True)
     @given(case=batches())
     def test_any_batch_at_length(self, case: tuple[Batch, dict[str, Any]]) -> None:
-        check(case[0], **case[1])
+        check(case[0], is_any=True, **case[1])
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
