@@ -269,7 +269,7 @@ class TestKernels:
                 assert grad[slot, :, len(keys) :].abs().sum() == 0
 
     def test_two_backward_runs_are_equal_to_the_bit(self) -> None:
-        batch = Batch((1, 18), (9, 33), some_valid(42, 0.9).to(DEVICE), dropout_p=0.1)
+        batch = Batch((1, 17), (9, 20), some_valid(29, 0.9).to(DEVICE), dropout_p=0.1)
         inputs = batch.draw(torch.bfloat16)
         with small_tiles():
             first, second = run(batch.kernel, inputs), run(batch.kernel, inputs)
@@ -461,7 +461,8 @@ class Noted(TorchDispatchMode):
 class TestSource:
     __test__ = CAN_RUN
 
-    lengths = (70, 5, 0, 66, 38, 1)
+    # Two groups: the first two long ones, and the others.
+    lengths = (44, 5, 0, 40, 9, 1)
 
     def make(
         self, implementation: Any, form: Literal["auto", "projected", "absorbed"] = "projected"
@@ -518,7 +519,7 @@ class TestSource:
         rows = self.rows(6)
         with small_tiles(), Noted() as noted:
             source.attend(0, rows, 1)
-        assert noted.names.count("longhaul::fused_rows") == len(source._groups)
+        assert noted.names.count("longhaul::fused_rows") == len(source._groups) == 2
         own = {"view", "view_as", "flatten", "slice", "index_select", "cat"}
         assert set(noted.names) - {"longhaul::fused_rows"} <= {f"aten::{name}" for name in own}
 
