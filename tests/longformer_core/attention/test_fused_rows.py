@@ -188,9 +188,9 @@ def batches(
 class TestKernels:
     __test__ = CAN_RUN
 
-    @pytest.mark.parametrize("num_rows", [1, 17, 40])
+    @pytest.mark.parametrize("num_rows", [16, 40])
     def test_any_number_of_rows(self, num_rows: int) -> None:
-        check(Batch((2, num_rows, 0), (5, 33, 10)))
+        check(Batch((1, num_rows, 0), (5, 20, 3)))
 
     @pytest.mark.parametrize("length", [16, 50])
     def test_any_number_of_keys(self, length: int) -> None:
@@ -321,7 +321,7 @@ class TestKernels:
             out.sum().backward()
         assert counter.get_total_flops() == (2 + 7) * 2 * pairs * 2 * 16
 
-    @settings(max_examples=4, deadline=None, derandomize=True)
+    @settings(max_examples=3, deadline=None, derandomize=True)
     @given(case=batches(20, 18))
     def test_any_batch(self, case: tuple[Batch, dict[str, Any]]) -> None:
         check(case[0], is_any=True, **case[1])
@@ -386,9 +386,9 @@ class TestGlobalAttention:
         self, form: Literal["auto", "projected", "absorbed"], has_invalid: bool
     ) -> None:
         """A document without global tokens lies between two with; one has few, one has many."""
-        valid = some_valid(80, 0.7) if has_invalid else None
-        positions = [[0, 19], [0], [], range(0, 39, 2), []]
-        layout = Layout.from_lengths([20, 1, 15, 39, 5], positions, valid, device=DEVICE)
+        valid = some_valid(46, 0.7) if has_invalid else None
+        positions = [[0, 11], [0], [], range(0, 25, 2), []]
+        layout = Layout.from_lengths([12, 1, 5, 25, 3], positions, valid, device=DEVICE)
         modules = linear(3)
         results = []
         for implementation in ("blocked", "fused"):
@@ -399,7 +399,7 @@ class TestGlobalAttention:
                 )
 
             with small_tiles():
-                results.append(with_weights(attend, states_of(80), modules))
+                results.append(with_weights(attend, states_of(46), modules))
         for plain, fused in zip(*results, strict=True):
             torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
 
