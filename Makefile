@@ -43,6 +43,7 @@ check: $(HAS_DEV)
 gpu:
 	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
 	$(PYTHON) -m tests.bench.fused
+	$(PYTHON) -m tests.bench.fused_rows
 	$(PYTHON) -m tests.bench.generation --device cuda --dtype bfloat16
 
 # The ordinary options leave tests/legacy out, so they are set aside.

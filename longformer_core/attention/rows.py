@@ -3,7 +3,8 @@
 Keys and values come in two forms, equal up to rounding. The projected one computes them of all n
 tokens. The absorbed one multiplies `key`'s weight into the few queries and `value`'s weight into
 their few results, so that the states themselves are keys and values; `key`'s bias adds one constant
-per row, which the softmax cancels.
+per row, which the softmax cancels. Where the kernels of `fused_rows.py` run, the projected form is
+one call for all documents.
 Shape letters: T packed tokens, n tokens of one document, G global tokens of the batch, g of one
 document, H heads, D head dimension, d = H * D.
 """
@@ -11,12 +12,14 @@ document, H heads, D head dimension, d = H * D.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from longformer_core.attention.dispatch import Implementation, choose
+from longformer_core.attention.segments import Segments
 from longformer_core.dropout import dropout
 from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
@@ -34,24 +37,29 @@ def global_attention(
     *,
     form: Form = "auto",
     dropout_p: float = 0.0,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """Let each global token attend to every valid token of its document, by its own projections.
 
     The form "auto" is the cheaper one for each document, and the projected one whenever `key` or
     `value` is more than a plain `nn.Linear` (see `is_plain_linear`). With `dropout_p` each
-    probability is dropped with that chance and the others scaled to make up.
+    probability is dropped with that chance and the others scaled to make up. The implementation is
+    of the projected form, as in `window_attention`; all but "fused" are one.
     Shapes: states [T, d]; returns [G, d], in the order of `layout.global_index`.
     Numerics: softmax in float32 (float64 for float64 inputs).
-    Raises: ConfigError when "absorbed" is asked for and `key` or `value` is not plain.
+    Raises: ConfigError when "absorbed" is asked for and `key` or `value` is not plain, and when
+        "fused" is and cannot run.
     """
     d = states.shape[-1]
     queries = query(states.index_select(0, layout.global_index))
     queries = queries.view(-1, num_heads, d // num_heads) / math.sqrt(d // num_heads)
     if torch.compiler.is_compiling() and are_plain(key, value, required=False):
         weights = (key.weight, key.bias, value.weight, value.bias)
-        out: Tensor = _rows_in_a_graph(queries, states, *weights, layout.number, form)
+        out: Tensor = _rows_in_a_graph(
+            queries, states, *weights, layout.number, form, implementation
+        )
         return out
-    return _rows(queries, states, layout, key, value, form, dropout_p)
+    return _rows(queries, states, layout, key, value, form, dropout_p, implementation)
 
 
 @torch.library.custom_op("longhaul::global_attention", mutates_args=())
@@ -64,10 +72,11 @@ def _rows_in_a_graph(
     value_bias: Tensor,
     layout: int,
     form: str,
+    implementation: str,
 ) -> Tensor:
     """Compute `_rows` as one node of a compiled graph, whatever the documents; not in training."""
     key, value = _linear(key_weight, key_bias), _linear(value_weight, value_bias)
-    return _rows(queries, states, Layout.of_number(layout), key, value, form, 0.0)
+    return _rows(queries, states, Layout.of_number(layout), key, value, form, 0.0, implementation)
 
 
 @_rows_in_a_graph.register_fake
@@ -91,6 +100,7 @@ def _rows(
     value: nn.Module,
     form: str,
     dropout_p: float,
+    implementation: str,
 ) -> Tensor:
     """Compute `global_attention` of scaled queries [G, H, D]."""
     documents = [
@@ -108,9 +118,16 @@ def _rows(
     if absorbed and are_plain(key, value, required=form == "absorbed"):
         results = _absorbed([documents[index] for index in absorbed], key, value)
         outputs.update(zip(absorbed, results, strict=True))
-    for index, document in enumerate(documents):
-        if index not in outputs and len(document.queries):
-            outputs[index] = _projected(document, key, value)
+    projected = [
+        index
+        for index, document in enumerate(documents)
+        if index not in outputs and len(document.queries)
+    ]
+    if choose(implementation, states.device, states.dtype, queries.shape[2]) != "fused":
+        outputs.update((index, _projected(documents[index], key, value)) for index in projected)
+    elif projected:
+        results = _projected_by_kernel(queries, states, layout, projected, key, value, dropout_p)
+        outputs.update(zip(projected, results, strict=True))
     # Of no global token too the result depends on `query`, so that it gets a gradient.
     return torch.cat([queries[:0].flatten(1), *(outputs[index] for index in sorted(outputs))])
 
@@ -184,6 +201,51 @@ def _projected(document: _Document, key: nn.Module, value: nn.Module) -> Tensor:
     scores = document.queries.transpose(0, 1) @ keys.transpose(1, 2)
     out: Tensor = document.weights(scores) @ values
     return out.transpose(0, 1).reshape(g, -1)
+
+
+def _projected_by_kernel(
+    queries: Tensor,
+    states: Tensor,
+    layout: Layout,
+    documents: list[int],
+    key: nn.Module,
+    value: nn.Module,
+    dropout_p: float,
+) -> Sequence[Tensor]:
+    """Return the rows of each of these documents, all in one call."""
+    # Here and not above: everything else runs without Triton.
+    from longformer_core.attention.fused_rows import fused_rows
+
+    def plan() -> tuple[Segments, Tensor | None]:
+        lengths = [layout.lengths[document] for document in documents]
+        flags = layout.is_valid
+        return (
+            Segments.packed(counts, lengths, states.device),
+            None if flags is None else _slots_of(flags, layout.cu_seqlens, documents),
+        )
+
+    counts = [layout.num_globals[document] for document in documents]
+    segments, is_valid = layout.plan(("fused rows", *documents), plan)
+    tokens = _slots_of(states, layout.cu_seqlens, documents)
+    keys, values = (
+        module(tokens).unflatten(-1, queries.shape[1:]).transpose(0, 1)[None]
+        for module in (key, value)
+    )
+    rows = _slots_of(queries, list(accumulate(layout.num_globals, initial=0)), documents)
+    out = fused_rows(rows, keys, values, segments, scale=1.0, valid=is_valid, dropout_p=dropout_p)
+    return torch.split(out.flatten(1), counts)
+
+
+def _slots_of(x: Tensor, starts: Sequence[int], documents: Sequence[int]) -> Tensor:
+    """Return what some of the documents have of x; a view where they lie together."""
+    runs: list[tuple[int, int]] = []
+    for document in documents:
+        start, end = starts[document], starts[document + 1]
+        if runs and runs[-1][1] == start:
+            start = runs.pop()[0]
+        runs.append((start, end))
+    parts = [x[start:end] for start, end in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _absorbed(documents: list[_Document], key: nn.Module, value: nn.Module) -> Sequence[Tensor]:

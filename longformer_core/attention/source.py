@@ -1,7 +1,8 @@
 """What a decoder's cross-attention reads: each document once, whatever its beams.
 
 Both forms of `rows.py`: keys and values of every layer, or the encoder's states alone, which all
-layers share and whose weights are multiplied into queries and results.
+layers share and whose weights are multiplied into queries and results. The first one is read by the
+kernels of `fused_rows.py` on devices that run them.
 Shape letters: T packed tokens, n tokens of the longest document of a group, B documents of it, b
 rows (beams, or tokens of a target) per document, R rows of all documents, H heads, D head
 dimension, d = H * D.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from longformer_core.attention.dispatch import Implementation, choose
 from longformer_core.attention.rows import (
     Form,
     are_plain,
@@ -23,6 +25,7 @@ from longformer_core.attention.rows import (
     fold_into_results,
     is_cheaper_absorbed,
 )
+from longformer_core.attention.segments import Segments
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
 
@@ -31,6 +34,9 @@ _SLACK_TOKENS = 32
 _SLACK_SHARE = 8
 
 Projections = Sequence[tuple[nn.Module, nn.Module]]
+# How a padded group says where its documents end: for kernels, or as an additive mask [B, 1, 1, n],
+# None when nothing is padded.
+_Ends = Segments | Tensor | None
 
 
 class Source:
@@ -51,6 +57,7 @@ class Source:
         *,
         num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
+        implementation: Implementation = "auto",
     ) -> None:
         """Hold what is needed of `states` [T, d].
 
@@ -58,8 +65,12 @@ class Source:
             documents or one for each, None for many.
         form: "auto" is the cheaper one for each document and that many rows. The absorbed one holds
             one number where the projected one holds two per layer.
-        Raises: ConfigError when "absorbed" is asked for and a module is not plain.
+        implementation: of the projected form, as in `window_attention`; all but "fused" are one.
+        Raises: ConfigError when "absorbed" is asked for and a module is not plain, and when
+            "fused" is and cannot run.
         """
+        head_dim = states.shape[-1] // num_heads
+        is_fused = choose(implementation, states.device, states.dtype, head_dim) == "fused"
         starts = layout.cu_seqlens
         if layout.is_visible is not None:
             states = states[layout.is_visible]
@@ -85,7 +96,8 @@ class Source:
                 else:
                     held = _projected(parts, projections, num_heads)
                 sizes = [len(part) for part in parts]
-                groups.append(_Group(docs, sizes, _padding_bias(sizes, states), held))
+                ends = _ends(sizes, states, is_fused=is_fused and not is_absorbed)
+                groups.append(_Group(docs, sizes, ends, held))
         # Not a slice, which would keep all of the states.
         self._like = states.new_empty(0)
         self._arrange(groups)
@@ -117,18 +129,18 @@ class Source:
                 f"{len(q)} rows cannot be {rows_per_document} for each of {self.num_documents} "
                 "documents; keep the rows and the documents of the source in step"
             )
-        q = q.view(self.num_documents, rows_per_document, *q.shape[1:]).transpose(1, 2)
+        q = q.view(self.num_documents, rows_per_document, *q.shape[1:])
         if self._order is not None:
             q = q.index_select(0, self._order)
         outputs, first = [], 0
         for group in self._groups:
             rows = q[first : first + len(group.documents)]
             first += len(rows)
-            outputs.append(group.held.attend(layer, rows, group.bias, dropout_p))
+            outputs.append(group.held.attend(layer, rows, group.ends, dropout_p))
         out = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
         if self._inverse is not None:
             out = out.index_select(0, self._inverse)
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
+        return out.flatten(2).flatten(0, 1)
 
     def select(self, documents: Sequence[int]) -> "Source":
         """Keep these documents, in this order; return self.
@@ -156,8 +168,8 @@ class _Held(Protocol):
     @property
     def tensors(self) -> Sequence[Tensor]: ...
 
-    def attend(self, layer: int, q: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
-        """Return [B, H, b, D] of rows q [B, H, b, D]; bias [B, 1, 1, n]."""
+    def attend(self, layer: int, q: Tensor, ends: _Ends, dropout_p: float) -> Tensor:
+        """Return [B, b, H, D] of rows q [B, b, H, D]."""
         ...
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "_Held":
@@ -175,9 +187,14 @@ class _Projected:
     def tensors(self) -> Sequence[Tensor]:
         return [tensor for pair in self.layers for tensor in pair]
 
-    def attend(self, layer: int, q: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, ends: _Ends, dropout_p: float) -> Tensor:
         keys, values = self.layers[layer]
-        return scaled_dot_product_attention(q, keys, values, attn_mask=bias, dropout_p=dropout_p)
+        if isinstance(ends, Segments):
+            return _by_kernel(q, keys, values, ends, dropout_p)
+        out = scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, attn_mask=ends, dropout_p=dropout_p
+        )
+        return out.transpose(1, 2)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Held:
         return _Projected([(change(keys), change(values)) for keys, values in self.layers])
@@ -195,7 +212,9 @@ class _Absorbed:
     def tensors(self) -> Sequence[Tensor]:
         return [self.states]
 
-    def attend(self, layer: int, q: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, ends: _Ends, dropout_p: float) -> Tensor:
+        assert not isinstance(ends, Segments)
+        q = q.transpose(1, 2)
         key, value = self.projections[layer]
         assert isinstance(key, nn.Linear)
         assert isinstance(value, nn.Linear)
@@ -209,14 +228,14 @@ class _Absorbed:
             rows,
             self.states,
             self.states,
-            attn_mask=bias,
+            attn_mask=ends,
             dropout_p=dropout_p,
             scale=head_dim**-0.5,
         )
         out = fold_into_results(mixed.view(*q.shape[:3], -1), value, num_heads)
         if value.bias is not None:
             out = out + self.has_tokens * value.bias.view(num_heads, 1, head_dim)
-        return out
+        return out.transpose(1, 2)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Held:
         return _Absorbed(change(self.states), change(self.has_tokens), self.projections)
@@ -228,7 +247,7 @@ class _Group:
 
     documents: list[int]
     lengths: list[int]
-    bias: Tensor | None
+    ends: _Ends
     held: _Held
 
     def select(self, new_place: dict[int, int], like: Tensor) -> "_Group":
@@ -253,8 +272,9 @@ class _Group:
             is_mostly_gone = tensor.untyped_storage().nbytes() > 2 * kept.nbytes
             return kept.clone() if is_mostly_gone else kept
 
-        bias = _padding_bias(lengths, like) if lengths else None
-        return _Group(documents, lengths, bias, self.held.map(change))
+        is_fused = isinstance(self.ends, Segments)
+        ends = _ends(lengths, like, is_fused=is_fused) if lengths else None
+        return _Group(documents, lengths, ends, self.held.map(change))
 
 
 def _is_cheap(num_rows: int | None, n: int, num_heads: int, d: int) -> bool:
@@ -304,8 +324,33 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def _by_kernel(
+    q: Tensor, keys: Tensor, values: Tensor, segments: Segments, dropout_p: float
+) -> Tensor:
+    # Here and not above: everything else runs without Triton.
+    from longformer_core.attention.fused_rows import fused_rows
+
+    out = fused_rows(
+        q.flatten(0, 1),
+        keys,
+        values,
+        segments,
+        q.shape[1],
+        scale=q.shape[-1] ** -0.5,
+        dropout_p=dropout_p,
+    )
+    return out.view_as(q)
+
+
+def _ends(lengths: list[int], like: Tensor, *, is_fused: bool) -> _Ends:
+    """Say where the documents of one padded group end; made when the group changes, not by step."""
+    if is_fused:
+        return Segments.padded(lengths, max(1, *lengths), like.device)
+    return _padding_bias(lengths, like)
+
+
 def _padding_bias(lengths: list[int], like: Tensor) -> Tensor | None:
-    """Return the additive mask [B, 1, 1, n] of one group, None when nothing is padded.
+    """Return the additive mask of one group, None when nothing is padded.
 
     A document without tokens is left unmasked: its values are zeros, and a row that sees nothing
     would be NaN.

@@ -3,30 +3,18 @@
 Shape letters: T packed tokens, H heads, D head dimension.
 """
 
-import functools
-import logging
 import math
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import blocked_attention
+from longformer_core.attention.dispatch import Implementation, choose
 from longformer_core.attention.reference import reference_attention
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
-
-logger = logging.getLogger(__name__)
-
-Implementation = Literal["auto", "reference", "blocked", "fused"]
-# What the Triton kernels take.
-_FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FUSED_HEAD_DIMS = (16, 128)
-_FUSED_CAPABILITY = (8, 0)
 
 
 def window_attention(
@@ -117,57 +105,7 @@ def _checked(
         )
     if not 0 <= dropout_p <= 1:
         raise ConfigError(f"dropout_p is {dropout_p}; a chance lies between 0 and 1")
-    if implementation not in get_args(Implementation):
-        raise ConfigError(
-            f"there is no implementation {implementation!r}; choose one of "
-            f"{list(get_args(Implementation))}"
-        )
-    if implementation in ("blocked", "reference"):
-        return implementation
-    chosen: str = _choose(implementation, q.device, q.dtype, q.shape[2])
-    return chosen
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _choose(implementation: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return "fused" or "blocked" for "auto", and "fused" for itself, if it can run."""
-    reason = _why_not_fused(device, dtype, head_dim)
-    if implementation == "fused":
-        # Triton's interpreter runs kernels on any device; nobody wants that by default.
-        if reason and not (device.type == "cpu" and _is_interpreted()):
-            raise ConfigError(f"the fused attention cannot run: {reason}; leave it to 'auto'")
-        return "fused"
-    if reason:
-        level = logging.WARNING if device.type == "cuda" else logging.INFO
-        _say(level, f"attention is blocked, in plain PyTorch: {reason}")
-        return "blocked"
-    _say(logging.INFO, f"attention is fused, by Triton kernels, on {device.type}")
-    return "fused"
-
-
-def _why_not_fused(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if device.type != "cuda":
-        return f"kernels need a CUDA device, the tokens are on {device.type}"
-    if find_spec("triton") is None:
-        return "kernels need the package triton, which is not installed"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _FUSED_CAPABILITY:
-        return f"kernels need compute capability 8.0, this device has {capability}"
-    if dtype not in _FUSED_DTYPES:
-        return f"kernels take {', '.join(map(str, _FUSED_DTYPES))}, not {dtype}"
-    if not _FUSED_HEAD_DIMS[0] <= head_dim <= _FUSED_HEAD_DIMS[1]:
-        return f"kernels take head dimensions of 16 to 128, not {head_dim}"
-    return None
-
-
-def _is_interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
-
-
-@functools.cache
-def _say(level: int, message: str) -> None:
-    """Log a message, once in the life of the process."""
-    logger.log(level, message)
+    return choose(implementation, q.device, q.dtype, q.shape[2])
 
 
 def _run(
@@ -189,7 +127,7 @@ def _run(
         return reference_attention(q, k, v, layout, band, factor, dropout)
     if chosen == "blocked":
         return blocked_attention(q, k, v, layout, band, factor, dropout, needs_lse=needs_lse)
-    # Here and not above: it is the only file that needs Triton.
+    # Here and not above: everything else runs without Triton.
     from longformer_core.attention.fused import fused_attention
 
     return fused_attention(q, k, v, layout, band, factor, dropout)

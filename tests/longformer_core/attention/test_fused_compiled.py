@@ -27,7 +27,10 @@ ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as it is compiled; `extras` of globals, invalid, dropout, causal, dilated."""
+    """One kernel as it is compiled; `extras` of globals, invalid, dropout, causal, dilated.
+
+    The kernels of fused_rows.py are "rows-"; theirs are invalid, dropout and many (rows).
+    """
 
     kernel: str
     capability: int
@@ -66,7 +69,19 @@ SMALL = [
     Variant("delta", 80, "bf16", 64),
     Variant("sum", 80, "fp32", 64),
 ]
-VARIANTS = [*PLAIN, *COMBINED, *SMALL]
+ROWS = [
+    Variant("rows-forward", 80, "bf16", 64),
+    Variant("rows-forward", 90, "bf16", 64),
+    Variant("rows-forward", 90, "bf16", 64, ("invalid", "dropout")),
+    Variant("rows-forward", 80, "bf16", 128, ("many",)),
+    Variant("rows-forward", 80, "fp32", 64, ("invalid",)),
+    Variant("rows-join", 80, "bf16", 64),
+    Variant("rows-queries", 80, "bf16", 64),
+    Variant("rows-queries", 90, "bf16", 128, ("many",)),
+    Variant("rows-keys", 80, "bf16", 64, ("many", "dropout")),
+    Variant("rows-keys", 90, "bf16", 64, ("invalid",)),
+]
+VARIANTS = [*PLAIN, *COMBINED, *SMALL, *ROWS]
 # One of each kind, for the ordinary run.
 FEW = [
     Variant("forward", 90, "bf16", 64, ("globals",)),
@@ -74,6 +89,7 @@ FEW = [
     Variant("queries", 80, "bf16", 64, ("globals",)),
     Variant("keys", 90, "bf16", 64),
     Variant("globals", 80, "bf16", 64, ("globals",)),
+    Variant("rows-forward", 90, "bf16", 64),
 ]
 
 
@@ -83,7 +99,8 @@ def compiled(variant: Variant) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constants, options = _cut(variant)
+    cut = _cut_rows if variant.kernel.startswith("rows-") else _cut
+    kernel, constants, options = cut(variant)
     signature = {name: _type(name, variant, constants) for name in kernel.arg_names}
     fixed = set(kernel.do_not_specialize or ())
     aligned = {
@@ -151,6 +168,34 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return kernels[variant.kernel], {**sizes, **flags, **cut}, options
 
 
+def _cut_rows(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return what `_cut` does, of the kernels for few rows."""
+    import torch
+
+    from longformer_core.attention import fused_rows as rows
+
+    name = variant.kernel.removeprefix("rows-")
+    sizes = rows._sizes(variant.head)
+    if name == "join":
+        return rows._join, {**sizes, "JOINED": rows._JOINED}, rows._FUSED
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    q = torch.empty(0, 1, variant.head, dtype=dtypes[variant.dtype])
+    cut: dict[str, Any] = rows._cut(rows._tiles(name, q, 64 if "many" in variant.extras else 16))
+    options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *rows._FUSED)}
+    flags = {
+        "HAS_INVALID": "invalid" in variant.extras,
+        "HAS_DROPOUT": "dropout" in variant.extras,
+    }
+    if "invalid" not in variant.extras:
+        cut["valid"] = None
+    kernels = {
+        "forward": rows._forward,
+        "queries": rows._backward_queries,
+        "keys": rows._backward_keys,
+    }
+    return kernels[name], {**sizes, **flags, **cut}, options
+
+
 def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
@@ -158,11 +203,13 @@ def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:
         return f"*{variant.dtype}"
     if name in ("items", "heads", "globals_", "ranks", "table"):
         return "*i32"
-    if name == "valid":
-        return "*u8"
+    if name in ("valid", "segments"):
+        return {"valid": "*u8", "segments": "*i64"}[name]
     if name in ("factor", "scale", "kept_scale"):
         return "fp32"
-    if name in ("radius", "num_tokens", "threshold") or name.endswith(("_stride", "_head")):
+    numbers = ("radius", "size", "threshold", "rows_each")
+    strides = ("_stride", "_batch", "_head", "_token", "_row")
+    if name in numbers or name.startswith("num_") or name.endswith(strides):
         return "i32"
     return {"seed": "i64"}.get(name, "*fp32")
 
@@ -202,7 +249,7 @@ def check(variant: Variant, found: dict[str, Any], capsys: pytest.CaptureFixture
     with capsys.disabled():
         print("\n" + json.dumps(found), end=" ")
     assert found["shared"] <= SHARED_BYTES
-    if variant.kernel == "forward":
+    if variant.kernel in ("forward", "rows-forward"):
         assert found["spilled"] == 0
 
 
