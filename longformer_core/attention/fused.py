@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention.autocast import in_one_dtype
 from longformer_core.attention.band import Band
 from longformer_core.attention.fused_work import ITEM, Call
 from longformer_core.layout import Layout
@@ -323,6 +324,7 @@ def _forward(
     v: tl.tensor,
     out: tl.tensor,
     lse: tl.tensor,
+    remainder: tl.tensor | None,
     items: tl.tensor,
     heads: tl.tensor,
     globals_: tl.tensor,
@@ -350,7 +352,10 @@ def _forward(
     HAS_INVALID: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
-    """Compute output and log-sum-exp of one tile of queries and one head."""
+    """Compute output and log-sum-exp of one tile of queries and one head.
+
+    And, where there is memory for it, what the output loses by rounding.
+    """
     base, length, first, low, high, global_first, global_end = _item(items)
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
@@ -407,12 +412,17 @@ def _forward(
     sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
     at_out = _at(out, slot, out_stride) + head * HEAD
     _store_rows(at_out, acc, rows, out_stride, is_query, HEAD, PADDED)
+    if remainder is not None:
+        lost = acc - acc.to(out.dtype.element_ty).to(tl.float32)
+        at_lost = _at(remainder, slot, out_stride) + head * HEAD
+        _store_rows(at_lost, lost, rows, out_stride, is_query, HEAD, PADDED)
     tl.store(_at(lse, head, num_tokens) + slots, sums, mask=is_query)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _delta(
     out: tl.tensor,
+    remainder: tl.tensor | None,
     grad: tl.tensor,
     delta: tl.tensor,
     out_stride: tl.tensor,
@@ -423,7 +433,11 @@ def _delta(
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
 ) -> None:
-    """Sum each row of output times gradient."""
+    """Sum each row of output times gradient.
+
+    Of the output before rounding: a query with few keys has a gradient smaller than what rounding
+    would do to this sum.
+    """
     head = tl.program_id(1)
     slot = tl.program_id(0) * OWN
     rows = tl.arange(0, OWN)
@@ -431,6 +445,9 @@ def _delta(
     at_out = _at(out, slot, out_stride) + head * HEAD
     at_grad = _at(_at(grad, slot, grad_stride), head, grad_head)
     outs = _rows(at_out, rows, out_stride, is_row, HEAD, PADDED, True).to(tl.float32)
+    if remainder is not None:
+        at_lost = _at(remainder, slot, out_stride) + head * HEAD
+        outs += _rows(at_lost, rows, out_stride, is_row, HEAD, PADDED, True).to(tl.float32)
     grads = _rows(at_grad, rows, grad_stride, is_row, HEAD, PADDED, True).to(tl.float32)
     at_delta = _at(delta, head, num_tokens) + slot + rows
     tl.store(at_delta, tl.sum(outs * grads, 1), mask=is_row)
@@ -796,14 +813,17 @@ def fused_attention(
     Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype and [T, H] in float32.
     Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
         the dtype of q before they are multiplied by values, keys and queries, as eager code does.
+        For gradients of 16 bits the output is kept in twice as many. Under autocast its dtype is
+        the inputs'.
+    Raises: ShapeError when q, k and v are of different dtypes.
     Source: the online softmax and its gradients: FlashAttention-2, arXiv:2307.08691.
     """
     assert 16 <= q.shape[-1] <= 128
-    assert q.dtype == k.dtype == v.dtype
+    q, k, v = in_one_dtype(q, k, v)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     # One operator: torch.compile and torch.export see a single node of known shape.
-    out, lse = _attend(
-        q, k, v, layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout
-    )
+    out, lse, _ = _attend(q, k, v, *given, needs_gradient)
     return out, lse.transpose(0, 1)
 
 
@@ -819,11 +839,12 @@ def _attend(
     scale: float,
     dropout_p: float,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     q, k, v = (_with_unit_stride(x) for x in (q, k, v))
     with _device_of(q):
-        return _run_forward(call, q, k, v)
+        return _run_forward(call, q, k, v, needs_gradient=needs_gradient)
 
 
 @torch.library.custom_op("longhaul::fused_attention_backward", mutates_args=())
@@ -834,6 +855,7 @@ def _attend_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    remainder: Tensor,
     layout: int,
     radius: int,
     dilations: Sequence[int],
@@ -845,13 +867,20 @@ def _attend_backward(
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
-        return _run_backward(call, grad, q, k, v, out, lse)
+        return _run_backward(call, grad, q, k, v, out, lse, remainder)
 
 
 @_attend.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(q, needs_gradient=given[-1])
+
+
+def _results(q: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return memory for output, log-sum-exp and remainder, which of 32 bits is empty."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+    has_remainder = needs_gradient and q.element_size() < 4
+    return out, lse, torch.empty_like(out) if has_remainder else q.new_empty(0)
 
 
 @_attend_backward.register_fake
@@ -860,17 +889,17 @@ def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dq, dk, dv
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.given = inputs[3:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.given = inputs[3:-1]
     # Numbers do not keep a layout alive, and the backward pass asks for it again.
     ctx.layout = Layout.of_number(inputs[3])
 
 
-def _turn(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
+def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
-    return *grads, *(None,) * len(ctx.given)
+    return *grads, *(None,) * (len(ctx.given) + 1)
 
 
 _attend.register_autograd(_turn, setup_context=_save)
@@ -933,27 +962,40 @@ def _launches(
                 )
 
 
-def _run_forward(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    num_tokens, num_heads, head_dim = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(num_heads, num_tokens, dtype=torch.float32)
+def _run_forward(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, num_heads, head_dim = q.shape
+    out, lse, remainder = _results(q, needs_gradient=needs_gradient)
     tiles = _tiles("forward", q)
     arguments = {
         **call.shared,
         **_sizes(head_dim),
         **_strides(q=q, k=k, v=v),
         **_cut(tiles),
+        "remainder": _or_none(remainder),
         "globals_": call.globals,
         "out_stride": num_heads * head_dim,
     }
     arguments["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):
         _forward[grid](q, k, v, out, lse, **launch, **arguments)
-    return out, lse
+    return out, lse, remainder
+
+
+def _or_none(remainder: Tensor) -> Tensor | None:
+    return remainder if remainder.numel() else None
 
 
 def _run_backward(
-    call: Call, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    call: Call,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    remainder: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_tokens, num_heads, head_dim = q.shape
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
@@ -962,8 +1004,9 @@ def _run_backward(
     delta = torch.empty_like(lse)
     sizes, width = _sizes(head_dim), num_heads * head_dim
     _delta[(triton.cdiv(num_tokens, _READ), num_heads)](
-        out, grad, delta, width, *grad.stride()[:2], num_tokens, **sizes, OWN=_READ, **_FUSED
-    )
+        out, _or_none(remainder), grad, delta, width, *grad.stride()[:2], num_tokens,
+        **sizes, OWN=_READ, **_FUSED,
+    )  # fmt: skip
     read = (q, k, v, grad, lse, delta)
     strides = _strides(q=q, k=k, v=v, grad=grad)
     arguments = {**call.shared, **sizes, **strides, "out_stride": width}
@@ -1041,9 +1084,9 @@ def _call_of(
 
 @register_flop_formula(torch.ops.longhaul.fused_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(*given[2:]), "forward", 2)
+    return _num_flops(q, _call_of(*given[2:-1]), "forward", 2)
 
 
 @register_flop_formula(torch.ops.longhaul.fused_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(*given[4:]), "queries", 7)
+    return _num_flops(q, _call_of(*given[5:]), "queries", 7)
