@@ -40,14 +40,16 @@ class Tiles(NamedTuple):
 
 
 # By kernel, padded head size up to, bytes of a number. Chosen by compiling for compute capability
-# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, but for
-# "queries" with dropout, and each fits into the 99 KiB of shared memory of an 8.6.
+# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, and each fits
+# into the 99 KiB of shared memory of an 8.6.
 _TILES: dict[tuple[str, int, int], Tiles] = {
     ("forward", 64, 2): Tiles(128, 64, 8, 3),
     ("forward", 128, 2): Tiles(128, 32, 8, 2),
     ("forward", 64, 4): Tiles(64, 16, 8, 2),
     ("forward", 128, 4): Tiles(32, 16, 8, 1),
     ("queries", 64, 2): Tiles(128, 64, 8, 2),
+    # The numbers that dropout draws need registers of their own.
+    ("queries with dropout", 64, 2): Tiles(128, 32, 8, 2),
     ("queries", 128, 2): Tiles(64, 64, 8, 2),
     ("queries", 64, 4): Tiles(32, 16, 4, 1),
     ("queries", 128, 4): Tiles(32, 16, 8, 1),
@@ -60,6 +62,9 @@ _TILES: dict[tuple[str, int, int], Tiles] = {
     ("globals", 64, 4): Tiles(32, 16, 4, 1),
     ("globals", 128, 4): Tiles(32, 16, 8, 1),
 }
+# Up to so many keys of a query, inputs of 16 bits go back in 32: roundings of so few do not average
+# out, and there is little to compute.
+_FEW_KEYS = 32
 # Rows of a program that only reads.
 _READ = 64
 _SUM_BLOCK = 1024
@@ -456,6 +461,8 @@ def _delta(
 @triton.jit
 def _query_step(
     acc: tl.tensor,
+    mean: tl.tensor,
+    excess: tl.tensor,
     queries: tl.tensor,
     grads: tl.tensor,
     sums: tl.tensor,
@@ -473,7 +480,7 @@ def _query_step(
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> tl.tensor:
-    """Add what keys give to the gradient of queries."""
+    """Add what keys give to the gradient of queries, the mean key, and the sum of slopes."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     scores = scores * factor
     if MASKED:
@@ -484,7 +491,11 @@ def _query_step(
         kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
         slope = tl.where(kept, slope * kept_scale, 0.0)
     slope = p * (slope - deltas[:, None])
-    return tl.dot(slope.to(keys.dtype), keys, acc, input_precision="ieee")
+    excess += tl.sum(slope, 1)
+    if keys.dtype == tl.float32:
+        mean = tl.dot(p, keys, mean, input_precision="ieee")
+    acc = tl.dot(slope.to(keys.dtype), keys, acc, input_precision="ieee")
+    return acc, mean, excess
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -526,17 +537,24 @@ def _backward_queries(
     HAS_INVALID: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
-    """Compute the gradient of one tile of queries and one head."""
+    """Compute the gradient of one tile of queries and one head.
+
+    In truth the slopes of a query, the gradients of its scores, have the sum 0; what the sum is, is
+    the error of `delta`. It is taken off `delta`, for the keys' gradients; and in 32 bits, where a
+    product more is no matter, off the queries' own.
+    """
     base, length, first, low, high, global_first, global_end = _item(items)
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
     lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
-    query, slots, _, queries, grads, sums, deltas = _query_side(
+    query, slots, is_query, queries, grads, sums, deltas = _query_side(
         q, grad, lse, delta, valid, q_stride, grad_stride, base, length, first,
         HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
     )  # fmt: skip
     acc = tl.full([OWN, PADDED], 0.0, tl.float32)
+    mean = tl.full([OWN, PADDED], 0.0, tl.float32)
+    excess = tl.full([OWN], 0.0, tl.float32)
 
     if GLOBALS > 0:
         for at in range(global_first, global_end, GLOBALS):
@@ -545,9 +563,9 @@ def _backward_queries(
             )
             distance = slots[:, None] - key_slots[None, :]
             sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
-            acc = _query_step(
-                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, kept_scale, HAS_DROPOUT, True,
+            acc, mean, excess = _query_step(
+                acc, mean, excess, queries, grads, sums, deltas, keys, values, sees, slots,
+                key_slots, factor, head, seed, threshold, kept_scale, HAS_DROPOUT, True,
             )  # fmt: skip
 
     last = tl.minimum(first + OWN, length) - 1
@@ -567,12 +585,16 @@ def _backward_queries(
             sees = is_key[None, :]
             if part != 1:
                 sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
-            acc = _query_step(
-                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, kept_scale, HAS_DROPOUT, part != 1 or HAS_INVALID,
+            acc, mean, excess = _query_step(
+                acc, mean, excess, queries, grads, sums, deltas, keys, values, sees, slots,
+                key_slots, factor, head, seed, threshold, kept_scale, HAS_DROPOUT,
+                part != 1 or HAS_INVALID,
             )  # fmt: skip
 
     rows = tl.arange(0, OWN) * DILATION
+    if queries.dtype == tl.float32:
+        acc -= excess[:, None] * mean
+    tl.store(delta + slots, deltas + excess, mask=is_query)
     at_dq = _at(dq, base + first * DILATION, out_stride) + head * HEAD
     in_tile = first + tl.arange(0, OWN) < length
     _store_rows(at_dq, acc * scale, rows, out_stride, in_tile, HEAD, PADDED)
@@ -867,7 +889,11 @@ def _attend_backward(
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
-        return _run_backward(call, grad, q, k, v, out, lse, remainder)
+        if call.most_keys > _FEW_KEYS:
+            return _run_backward(call, grad, q, k, v, out, lse, remainder)
+        wide = (x.float() for x in (grad, q, k, v, out))
+        dq, dk, dv = _run_backward(call, *wide, lse, remainder)
+        return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
 @_attend.register_fake
@@ -914,10 +940,11 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _tiles(kernel: str, q: Tensor) -> Tiles:
+def _tiles(kernel: str, q: Tensor, *, has_dropout: bool = False) -> Tiles:
     """Return how a kernel is cut for the head size and dtype of q."""
-    head = max(64, triton.next_power_of_2(q.shape[-1]))
-    return _TILES[kernel, head, q.element_size()]
+    cut = max(64, triton.next_power_of_2(q.shape[-1])), q.element_size()
+    tiles = _TILES[(kernel, *cut)]
+    return _TILES.get((f"{kernel} with dropout", *cut), tiles) if has_dropout else tiles
 
 
 def _sizes(head_dim: int) -> dict[str, int]:
@@ -1010,7 +1037,7 @@ def _run_backward(
     read = (q, k, v, grad, lse, delta)
     strides = _strides(q=q, k=k, v=v, grad=grad)
     arguments = {**call.shared, **sizes, **strides, "out_stride": width}
-    tiles = _tiles("queries", q)
+    tiles = _tiles("queries", q, has_dropout=call.dropout[0] > 0)
     mine = {"scale": call.scale, "globals_": call.globals, **_cut(tiles)}
     mine["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):

@@ -343,10 +343,10 @@ def test_gradients_under_autocast_are_those_of_inputs_in_its_dtype(p: float) -> 
     inputs = draw(39, torch.float32)
     cast = tuple(x.bfloat16() for x in inputs)
     results = []
-    for given, is_on in ((inputs, True), (cast, False)):
+    for each, is_on in ((inputs, True), (cast, False)):
         torch.manual_seed(5)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_on):
-            results.append(run(given, layout, RADIUS, "blocked", dropout_p=p))
+            results.append(run(each, layout, RADIUS, "blocked", dropout_p=p))
     mine, expected = results
     assert [x.dtype for x in mine[:4]] == [torch.bfloat16] + [torch.float32] * 3
     for ours, theirs in zip(mine, expected, strict=True):

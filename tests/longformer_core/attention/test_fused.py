@@ -497,12 +497,13 @@ class TestKernels:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @settings(max_examples=75, deadline=None, derandomize=True)
+    @pytest.mark.parametrize("causal", [False, True], ids=["both sides", "causal"])
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(case=cases())
     def test_any_batch_at_length(
-        self, dtype: torch.dtype, case: tuple[Layout, dict[str, Any]]
+        self, causal: bool, dtype: torch.dtype, case: tuple[Layout, dict[str, Any]]
     ) -> None:
-        check(case[0], **(case[1] | {"dtype": dtype}))
+        check(case[0], **(case[1] | {"dtype": dtype, "causal": causal}))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -523,11 +524,13 @@ class TestInAProcessOfItsOwn:
         interpret("not slow and not gpu")
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(
-        "names", [f"at_length and {dtype}" for dtype in DTYPES] + ["published"]
-    )
-    def test_the_kernels_are_right_at_length(self, names: str) -> None:
-        interpret("slow and not gpu", names)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_the_kernels_are_right_at_length(self, dtype: torch.dtype) -> None:
+        interpret("slow and not gpu", f"at_length and {dtype}")
+
+    @pytest.mark.slow
+    def test_the_published_tiles_are_right(self) -> None:
+        interpret("slow and not gpu", "published")
 
 
 def interpret(chosen: str, names: str = "") -> None:
