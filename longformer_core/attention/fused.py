@@ -889,11 +889,11 @@ def _attend_backward(
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
-        if call.most_keys > _FEW_KEYS:
-            return _run_backward(call, grad, q, k, v, out, lse, remainder)
-        wide = (x.float() for x in (grad, q, k, v, out))
-        dq, dk, dv = _run_backward(call, *wide, lse, remainder)
-        return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+        dtype = q.dtype
+        if call.most_keys <= _FEW_KEYS:
+            grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
+        dq, dk, dv = _run_backward(call, grad, q, k, v, out, lse, remainder)
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
 @_attend.register_fake
