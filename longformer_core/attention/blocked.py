@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention.autocast import in_one_dtype, without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocks import (
     Block,
@@ -46,17 +47,14 @@ def blocked_attention(
     """Compute `window_attention` block by block, and its gradients block by block again.
 
     The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
-    Numerics: softmax in float32 for narrower inputs.
+    Numerics: softmax in float32 for narrower inputs. Under autocast its dtype is the inputs'.
+    Raises: ShapeError when q, k and v are of different dtypes.
     """
-    # One operator, not many: torch.compile and torch.export see a single node of known shape.
-    dtype = q.dtype
-    if dropout[0]:
-        # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
-        wide = torch.promote_types(dtype, torch.float32)
-        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    q, k, v = in_one_dtype(q, k, v)
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
+    # One operator, not many: torch.compile and torch.export see a single node of known shape.
     out, lse = _attend(q, k, v, *given, needs_lse)
-    return out.to(dtype), lse.detach()
+    return out, lse.detach()
 
 
 @torch.library.custom_op("longhaul::blocked_attention", mutates_args=())
@@ -74,7 +72,10 @@ def _attend(
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     calls = calls_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
-    results = [_forward(call, *map(call.pick, (q, k, v)), needs_lse=needs_lse) for call in calls]
+    with without_autocast(q):
+        results = [
+            _forward(call, *map(call.pick, (q, k, v)), needs_lse=needs_lse) for call in calls
+        ]
     out = whole(calls, [rows for rows, _ in results])
     is_valid = calls[0].layout.is_valid
     if not needs_lse:
@@ -104,7 +105,8 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     calls = calls_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad = _without_invalid(grad, calls[0].layout.is_valid, 0.0)
-    results = [_backward(call, *map(call.pick, (q, k, v, grad, out))) for call in calls]
+    with without_autocast(q):
+        results = [_backward(call, *map(call.pick, (q, k, v, grad, out))) for call in calls]
     dq, dk, dv = (whole(calls, list(parts)) for parts in zip(*results, strict=True))
     return dq, dk, dv
 
@@ -140,9 +142,11 @@ def _forward(
     call: "Call", q: Tensor, k: Tensor, v: Tensor, *, needs_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
-    if call.dropout[0] or (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)):
-        lse = q.new_empty(*q.shape[:2], 1) if needs_lse else None
-        return _explicit(q, k, v, call, lse), lse
+    wide = torch.promote_types(q.dtype, torch.float32)
+    # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
+    if call.dropout[0] or (q.device.type == "cpu" and q.dtype == wide):
+        lse = q.new_empty(*q.shape[:2], 1, dtype=wide) if needs_lse else None
+        return _explicit(q.to(wide), k.to(wide), v.to(wide), call, lse).to(q.dtype), lse
     return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None
 
 

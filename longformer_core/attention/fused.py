@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention.autocast import in_one_dtype
 from longformer_core.attention.band import Band
 from longformer_core.attention.fused_work import ITEM, Call
 from longformer_core.layout import Layout
@@ -39,14 +40,16 @@ class Tiles(NamedTuple):
 
 
 # By kernel, padded head size up to, bytes of a number. Chosen by compiling for compute capability
-# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, but for
-# "queries" with dropout, and each fits into the 99 KiB of shared memory of an 8.6.
+# 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, and each fits
+# into the 99 KiB of shared memory of an 8.6.
 _TILES: dict[tuple[str, int, int], Tiles] = {
     ("forward", 64, 2): Tiles(128, 64, 8, 3),
     ("forward", 128, 2): Tiles(128, 32, 8, 2),
     ("forward", 64, 4): Tiles(64, 16, 8, 2),
     ("forward", 128, 4): Tiles(32, 16, 8, 1),
     ("queries", 64, 2): Tiles(128, 64, 8, 2),
+    # The numbers that dropout draws need registers of their own.
+    ("queries with dropout", 64, 2): Tiles(128, 32, 8, 2),
     ("queries", 128, 2): Tiles(64, 64, 8, 2),
     ("queries", 64, 4): Tiles(32, 16, 4, 1),
     ("queries", 128, 4): Tiles(32, 16, 8, 1),
@@ -59,6 +62,9 @@ _TILES: dict[tuple[str, int, int], Tiles] = {
     ("globals", 64, 4): Tiles(32, 16, 4, 1),
     ("globals", 128, 4): Tiles(32, 16, 8, 1),
 }
+# Up to so many keys of a query, inputs of 16 bits go back in 32: roundings of so few do not average
+# out, and there is little to compute.
+_FEW_KEYS = 32
 # Rows of a program that only reads.
 _READ = 64
 _SUM_BLOCK = 1024
@@ -323,6 +329,7 @@ def _forward(
     v: tl.tensor,
     out: tl.tensor,
     lse: tl.tensor,
+    remainder: tl.tensor | None,
     items: tl.tensor,
     heads: tl.tensor,
     globals_: tl.tensor,
@@ -350,7 +357,10 @@ def _forward(
     HAS_INVALID: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
-    """Compute output and log-sum-exp of one tile of queries and one head."""
+    """Compute output and log-sum-exp of one tile of queries and one head.
+
+    And, where there is memory for it, what the output loses by rounding.
+    """
     base, length, first, low, high, global_first, global_end = _item(items)
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
@@ -407,12 +417,17 @@ def _forward(
     sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
     at_out = _at(out, slot, out_stride) + head * HEAD
     _store_rows(at_out, acc, rows, out_stride, is_query, HEAD, PADDED)
+    if remainder is not None:
+        lost = acc - acc.to(out.dtype.element_ty).to(tl.float32)
+        at_lost = _at(remainder, slot, out_stride) + head * HEAD
+        _store_rows(at_lost, lost, rows, out_stride, is_query, HEAD, PADDED)
     tl.store(_at(lse, head, num_tokens) + slots, sums, mask=is_query)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _delta(
     out: tl.tensor,
+    remainder: tl.tensor | None,
     grad: tl.tensor,
     delta: tl.tensor,
     out_stride: tl.tensor,
@@ -423,7 +438,11 @@ def _delta(
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
 ) -> None:
-    """Sum each row of output times gradient."""
+    """Sum each row of output times gradient.
+
+    Of the output before rounding: a query with few keys has a gradient smaller than what rounding
+    would do to this sum.
+    """
     head = tl.program_id(1)
     slot = tl.program_id(0) * OWN
     rows = tl.arange(0, OWN)
@@ -431,6 +450,9 @@ def _delta(
     at_out = _at(out, slot, out_stride) + head * HEAD
     at_grad = _at(_at(grad, slot, grad_stride), head, grad_head)
     outs = _rows(at_out, rows, out_stride, is_row, HEAD, PADDED, True).to(tl.float32)
+    if remainder is not None:
+        at_lost = _at(remainder, slot, out_stride) + head * HEAD
+        outs += _rows(at_lost, rows, out_stride, is_row, HEAD, PADDED, True).to(tl.float32)
     grads = _rows(at_grad, rows, grad_stride, is_row, HEAD, PADDED, True).to(tl.float32)
     at_delta = _at(delta, head, num_tokens) + slot + rows
     tl.store(at_delta, tl.sum(outs * grads, 1), mask=is_row)
@@ -439,6 +461,8 @@ def _delta(
 @triton.jit
 def _query_step(
     acc: tl.tensor,
+    mean: tl.tensor,
+    excess: tl.tensor,
     queries: tl.tensor,
     grads: tl.tensor,
     sums: tl.tensor,
@@ -456,7 +480,7 @@ def _query_step(
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> tl.tensor:
-    """Add what keys give to the gradient of queries."""
+    """Add what keys give to the gradient of queries, the mean key, and the sum of slopes."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     scores = scores * factor
     if MASKED:
@@ -467,7 +491,11 @@ def _query_step(
         kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
         slope = tl.where(kept, slope * kept_scale, 0.0)
     slope = p * (slope - deltas[:, None])
-    return tl.dot(slope.to(keys.dtype), keys, acc, input_precision="ieee")
+    excess += tl.sum(slope, 1)
+    if keys.dtype == tl.float32:
+        mean = tl.dot(p, keys, mean, input_precision="ieee")
+    acc = tl.dot(slope.to(keys.dtype), keys, acc, input_precision="ieee")
+    return acc, mean, excess
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -509,17 +537,24 @@ def _backward_queries(
     HAS_INVALID: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
-    """Compute the gradient of one tile of queries and one head."""
+    """Compute the gradient of one tile of queries and one head.
+
+    In truth the slopes of a query, the gradients of its scores, have the sum 0; what the sum is, is
+    the error of `delta`. It is taken off `delta`, for the keys' gradients; and in 32 bits, where a
+    product more is no matter, off the queries' own.
+    """
     base, length, first, low, high, global_first, global_end = _item(items)
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
     lse, delta = _at(lse, head, num_tokens), _at(delta, head, num_tokens)
-    query, slots, _, queries, grads, sums, deltas = _query_side(
+    query, slots, is_query, queries, grads, sums, deltas = _query_side(
         q, grad, lse, delta, valid, q_stride, grad_stride, base, length, first,
         HEAD, PADDED, OWN, DILATION, HAS_INVALID, True,
     )  # fmt: skip
     acc = tl.full([OWN, PADDED], 0.0, tl.float32)
+    mean = tl.full([OWN, PADDED], 0.0, tl.float32)
+    excess = tl.full([OWN], 0.0, tl.float32)
 
     if GLOBALS > 0:
         for at in range(global_first, global_end, GLOBALS):
@@ -528,9 +563,9 @@ def _backward_queries(
             )
             distance = slots[:, None] - key_slots[None, :]
             sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
-            acc = _query_step(
-                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, kept_scale, HAS_DROPOUT, True,
+            acc, mean, excess = _query_step(
+                acc, mean, excess, queries, grads, sums, deltas, keys, values, sees, slots,
+                key_slots, factor, head, seed, threshold, kept_scale, HAS_DROPOUT, True,
             )  # fmt: skip
 
     last = tl.minimum(first + OWN, length) - 1
@@ -550,12 +585,16 @@ def _backward_queries(
             sees = is_key[None, :]
             if part != 1:
                 sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
-            acc = _query_step(
-                acc, queries, grads, sums, deltas, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, kept_scale, HAS_DROPOUT, part != 1 or HAS_INVALID,
+            acc, mean, excess = _query_step(
+                acc, mean, excess, queries, grads, sums, deltas, keys, values, sees, slots,
+                key_slots, factor, head, seed, threshold, kept_scale, HAS_DROPOUT,
+                part != 1 or HAS_INVALID,
             )  # fmt: skip
 
     rows = tl.arange(0, OWN) * DILATION
+    if queries.dtype == tl.float32:
+        acc -= excess[:, None] * mean
+    tl.store(delta + slots, deltas + excess, mask=is_query)
     at_dq = _at(dq, base + first * DILATION, out_stride) + head * HEAD
     in_tile = first + tl.arange(0, OWN) < length
     _store_rows(at_dq, acc * scale, rows, out_stride, in_tile, HEAD, PADDED)
@@ -796,14 +835,17 @@ def fused_attention(
     Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype and [T, H] in float32.
     Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
         the dtype of q before they are multiplied by values, keys and queries, as eager code does.
+        For gradients of 16 bits the output is kept in twice as many. Under autocast its dtype is
+        the inputs'.
+    Raises: ShapeError when q, k and v are of different dtypes.
     Source: the online softmax and its gradients: FlashAttention-2, arXiv:2307.08691.
     """
     assert 16 <= q.shape[-1] <= 128
-    assert q.dtype == k.dtype == v.dtype
+    q, k, v = in_one_dtype(q, k, v)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     # One operator: torch.compile and torch.export see a single node of known shape.
-    out, lse = _attend(
-        q, k, v, layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout
-    )
+    out, lse, _ = _attend(q, k, v, *given, needs_gradient)
     return out, lse.transpose(0, 1)
 
 
@@ -819,11 +861,12 @@ def _attend(
     scale: float,
     dropout_p: float,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     q, k, v = (_with_unit_stride(x) for x in (q, k, v))
     with _device_of(q):
-        return _run_forward(call, q, k, v)
+        return _run_forward(call, q, k, v, needs_gradient=needs_gradient)
 
 
 @torch.library.custom_op("longhaul::fused_attention_backward", mutates_args=())
@@ -834,6 +877,7 @@ def _attend_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    remainder: Tensor,
     layout: int,
     radius: int,
     dilations: Sequence[int],
@@ -845,13 +889,24 @@ def _attend_backward(
     call = _call_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
-        return _run_backward(call, grad, q, k, v, out, lse)
+        dtype = q.dtype
+        if call.most_keys <= _FEW_KEYS:
+            grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
+        dq, dk, dv = _run_backward(call, grad, q, k, v, out, lse, remainder)
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
 @_attend.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(q, needs_gradient=given[-1])
+
+
+def _results(q: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return memory for output, log-sum-exp and remainder, which of 32 bits is empty."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+    has_remainder = needs_gradient and q.element_size() < 4
+    return out, lse, torch.empty_like(out) if has_remainder else q.new_empty(0)
 
 
 @_attend_backward.register_fake
@@ -860,17 +915,17 @@ def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dq, dk, dv
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.given = inputs[3:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.given = inputs[3:-1]
     # Numbers do not keep a layout alive, and the backward pass asks for it again.
     ctx.layout = Layout.of_number(inputs[3])
 
 
-def _turn(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
+def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
-    return *grads, *(None,) * len(ctx.given)
+    return *grads, *(None,) * (len(ctx.given) + 1)
 
 
 _attend.register_autograd(_turn, setup_context=_save)
@@ -885,10 +940,11 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _tiles(kernel: str, q: Tensor) -> Tiles:
+def _tiles(kernel: str, q: Tensor, *, has_dropout: bool = False) -> Tiles:
     """Return how a kernel is cut for the head size and dtype of q."""
-    head = max(64, triton.next_power_of_2(q.shape[-1]))
-    return _TILES[kernel, head, q.element_size()]
+    cut = max(64, triton.next_power_of_2(q.shape[-1])), q.element_size()
+    tiles = _TILES[(kernel, *cut)]
+    return _TILES.get((f"{kernel} with dropout", *cut), tiles) if has_dropout else tiles
 
 
 def _sizes(head_dim: int) -> dict[str, int]:
@@ -933,27 +989,40 @@ def _launches(
                 )
 
 
-def _run_forward(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    num_tokens, num_heads, head_dim = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(num_heads, num_tokens, dtype=torch.float32)
+def _run_forward(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, num_heads, head_dim = q.shape
+    out, lse, remainder = _results(q, needs_gradient=needs_gradient)
     tiles = _tiles("forward", q)
     arguments = {
         **call.shared,
         **_sizes(head_dim),
         **_strides(q=q, k=k, v=v),
         **_cut(tiles),
+        "remainder": _or_none(remainder),
         "globals_": call.globals,
         "out_stride": num_heads * head_dim,
     }
     arguments["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):
         _forward[grid](q, k, v, out, lse, **launch, **arguments)
-    return out, lse
+    return out, lse, remainder
+
+
+def _or_none(remainder: Tensor) -> Tensor | None:
+    return remainder if remainder.numel() else None
 
 
 def _run_backward(
-    call: Call, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    call: Call,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    remainder: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_tokens, num_heads, head_dim = q.shape
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
@@ -962,12 +1031,13 @@ def _run_backward(
     delta = torch.empty_like(lse)
     sizes, width = _sizes(head_dim), num_heads * head_dim
     _delta[(triton.cdiv(num_tokens, _READ), num_heads)](
-        out, grad, delta, width, *grad.stride()[:2], num_tokens, **sizes, OWN=_READ, **_FUSED
-    )
+        out, _or_none(remainder), grad, delta, width, *grad.stride()[:2], num_tokens,
+        **sizes, OWN=_READ, **_FUSED,
+    )  # fmt: skip
     read = (q, k, v, grad, lse, delta)
     strides = _strides(q=q, k=k, v=v, grad=grad)
     arguments = {**call.shared, **sizes, **strides, "out_stride": width}
-    tiles = _tiles("queries", q)
+    tiles = _tiles("queries", q, has_dropout=call.dropout[0] > 0)
     mine = {"scale": call.scale, "globals_": call.globals, **_cut(tiles)}
     mine["GLOBALS"] = call.chunk(tiles.step)
     for grid, launch in _launches(call, tiles.own):
@@ -1041,9 +1111,9 @@ def _call_of(
 
 @register_flop_formula(torch.ops.longhaul.fused_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(*given[2:]), "forward", 2)
+    return _num_flops(q, _call_of(*given[2:-1]), "forward", 2)
 
 
 @register_flop_formula(torch.ops.longhaul.fused_attention_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, _call_of(*given[4:]), "queries", 7)
+    return _num_flops(q, _call_of(*given[5:]), "queries", 7)

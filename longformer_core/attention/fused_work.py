@@ -92,6 +92,14 @@ class Call:
         return 0 if not most else _FEW_GLOBALS if most <= _FEW_GLOBALS else many
 
     @property
+    def most_keys(self) -> int:
+        """Return how many keys a query sees at the most."""
+        band = self.band
+        width = band.radius + 1 if band.is_causal else 2 * band.radius + 1
+        longest = max(self.layout.lengths, default=0)
+        return min(width + max(self.layout.num_globals, default=0), longest)
+
+    @property
     def valid(self) -> Tensor | None:
         """Return a byte for each token, None when all are valid."""
         is_valid = self.layout.is_valid

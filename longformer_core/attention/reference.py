@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from longformer_core.attention.autocast import in_one_dtype, without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.philox import is_kept
 from longformer_core.layout import Layout
@@ -41,8 +42,24 @@ def reference_attention(
 
     `dropout` is a probability and the seed of `is_kept`.
     Shapes: q, k, v [T, H, D]; returns [T, H, D] and [T, H].
-    Numerics: scores and softmax in float32, in float64 for float64 inputs.
+    Numerics: scores and softmax in float32, in float64 for float64 inputs. Under autocast its dtype
+        is the inputs'.
+    Raises: ShapeError when q, k and v are of different dtypes.
     """
+    q, k, v = in_one_dtype(q, k, v)
+    with without_autocast(q):
+        return _attend(q, k, v, layout, band, scale, dropout)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    band: Band,
+    scale: float,
+    dropout: tuple[float, int],
+) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(q.dtype, torch.float32)
     outputs, sums = [q.new_zeros(0, *q.shape[1:])], [q.new_zeros(0, q.shape[1], dtype=dtype)]
     for (start, end), positions in zip(

@@ -336,6 +336,23 @@ def test_nothing_of_the_size_of_the_window_is_kept(dilation: int | list[int]) ->
         assert sum(kept) <= 5 * q.nbytes
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_gradients_under_autocast_are_those_of_inputs_in_its_dtype(p: float) -> None:
+    """Even where the backward pass runs under it too."""
+    layout = Layout.from_lengths([30, 9], [[0, 17], [3]])
+    inputs = draw(39, torch.float32)
+    cast = tuple(x.bfloat16() for x in inputs)
+    results = []
+    for each, is_on in ((inputs, True), (cast, False)):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_on):
+            results.append(run(each, layout, RADIUS, "blocked", dropout_p=p))
+    mine, expected = results
+    assert [x.dtype for x in mine[:4]] == [torch.bfloat16] + [torch.float32] * 3
+    for ours, theirs in zip(mine, expected, strict=True):
+        assert torch.equal(ours, theirs.to(ours.dtype))
+
+
 @pytest.mark.parametrize("needs_lse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_is_an_operator_as_torch_wants_one(dtype: torch.dtype, needs_lse: bool) -> None:

@@ -44,6 +44,26 @@ def test_every_implementation_can_be_chosen(implementation: Any) -> None:
     assert torch.equal(out, alone)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("implementation", ON_CPU)
+def test_autocast_decides_on_the_dtype(implementation: Any, p: float) -> None:
+    q, k, v = draw(20)
+    layout = Layout.from_lengths([20], [[0]])
+
+    def attend(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        return window_attention_with_lse(
+            *inputs, layout, 3, dropout_p=p, implementation=implementation
+        )
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, lse = attend(q, k.bfloat16(), v)
+    expected = attend(*(x.bfloat16() for x in (q, k, v)))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected[0])
+    assert torch.equal(lse, expected[1])
+
+
 def test_two_attentions_become_one_by_their_lse() -> None:
     """To the keys up to the query, and to those from it on; the query itself is in both."""
     q, k, v = draw(30).double()
@@ -85,6 +105,8 @@ def test_what_does_not_fit_is_named() -> None:
         window_attention(x, x[:3], x, layout, 1)
     with pytest.raises(ShapeError, match=r"q has shape \[4, 16\]"):
         window_attention(x.flatten(1), x, x, layout, 1)
+    with pytest.raises(ShapeError, match=r"of torch\.float32, torch\.float64, torch\.float32"):
+        window_attention(x, x.double(), x, layout, 1)
     with pytest.raises(ShapeError, match="hold 4 tokens but the layout describes 5"):
         window_attention(x, x, x, Layout.from_lengths([5]), 1)
     with pytest.raises(ShapeError, match="radius is 0"):
