@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
-from longformer_core.attention.autocast import in_one_dtype, without_autocast
+from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocks import (
     Block,
@@ -47,10 +47,8 @@ def blocked_attention(
     """Compute `window_attention` block by block, and its gradients block by block again.
 
     The backward pass computes the probabilities anew, so nothing of size tokens x window is kept.
-    Numerics: softmax in float32 for narrower inputs. Under autocast its dtype is the inputs'.
-    Raises: ShapeError when q, k and v are of different dtypes.
+    Numerics: softmax in float32 for narrower inputs.
     """
-    q, k, v = in_one_dtype(q, k, v)
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     # One operator, not many: torch.compile and torch.export see a single node of known shape.
     out, lse = _attend(q, k, v, *given, needs_lse)

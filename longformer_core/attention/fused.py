@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longformer_core.attention.autocast import in_one_dtype
 from longformer_core.attention.band import Band
 from longformer_core.attention.fused_work import ITEM, Call
 from longformer_core.layout import Layout
@@ -459,6 +458,38 @@ def _delta(
 
 
 @triton.jit
+def _slopes(
+    queries: tl.tensor,
+    grads: tl.tensor,
+    sums: tl.tensor,
+    deltas: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sees: tl.tensor,
+    query_slots: tl.tensor,
+    key_slots: tl.tensor,
+    factor: tl.tensor,
+    head: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Return the probabilities of keys for queries, and the gradients of their scores."""
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    scores = scores * factor
+    if MASKED:
+        scores = tl.where(sees, scores, float("-inf"))
+    p = tl.exp2(scores - sums[:, None])
+    slope = tl.dot(grads, tl.trans(values), input_precision="ieee")
+    if HAS_DROPOUT:
+        kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
+        slope = tl.where(kept, slope * kept_scale, 0.0)
+    return p, p * (slope - deltas[:, None])
+
+
+@triton.jit
 def _query_step(
     acc: tl.tensor,
     mean: tl.tensor,
@@ -481,16 +512,10 @@ def _query_step(
     MASKED: tl.constexpr,
 ) -> tl.tensor:
     """Add what keys give to the gradient of queries, the mean key, and the sum of slopes."""
-    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
-    scores = scores * factor
-    if MASKED:
-        scores = tl.where(sees, scores, float("-inf"))
-    p = tl.exp2(scores - sums[:, None])
-    slope = tl.dot(grads, tl.trans(values), input_precision="ieee")
-    if HAS_DROPOUT:
-        kept = _is_kept(query_slots[:, None], key_slots[None, :], head, seed, threshold)
-        slope = tl.where(kept, slope * kept_scale, 0.0)
-    slope = p * (slope - deltas[:, None])
+    p, slope = _slopes(
+        queries, grads, sums, deltas, keys, values, sees, query_slots, key_slots, factor,
+        head, seed, threshold, kept_scale, HAS_DROPOUT, MASKED,
+    )  # fmt: skip
     excess += tl.sum(slope, 1)
     if keys.dtype == tl.float32:
         mean = tl.dot(p, keys, mean, input_precision="ieee")
@@ -835,13 +860,11 @@ def fused_attention(
     Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype and [T, H] in float32.
     Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
         the dtype of q before they are multiplied by values, keys and queries, as eager code does.
-        For gradients of 16 bits the output is kept in twice as many. Under autocast its dtype is
-        the inputs'.
-    Raises: ShapeError when q, k and v are of different dtypes.
+        For gradients of 16 bits the output is kept in twice as many.
     Source: the online softmax and its gradients: FlashAttention-2, arXiv:2307.08691.
     """
     assert 16 <= q.shape[-1] <= 128
-    q, k, v = in_one_dtype(q, k, v)
+    assert q.dtype == k.dtype == v.dtype
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     # One operator: torch.compile and torch.export see a single node of known shape.

@@ -34,9 +34,9 @@ from longformer_core.attention.fused import (
     _device_of,
     _is_valid,
     _key_step,
-    _query_step,
     _rows,
     _sizes,
+    _slopes,
     _softmax_step,
     _store_rows,
     _with_unit_stride,
@@ -335,10 +335,11 @@ def _backward_queries(
                 k, v, valid, k_token, v_token, first_key, at, high,
                 HEAD, PADDED, STEP, HAS_INVALID, part == 1 or HAS_INVALID,
             )  # fmt: skip
-            acc = _query_step(
-                acc, queries, grads, sums, deltas, keys, values, sees[None, :], rows, key_slots,
+            _, slopes = _slopes(
+                queries, grads, sums, deltas, keys, values, sees[None, :], rows, key_slots,
                 factor, head, seed, threshold, kept_scale, HAS_DROPOUT, part == 1 or HAS_INVALID,
             )  # fmt: skip
+            acc = tl.dot(slopes.to(keys.dtype), keys, acc, input_precision="ieee")
 
     slot = (split.to(tl.int64) * num_rows + first) * num_heads + head
     offsets = tl.arange(0, OWN)
@@ -642,7 +643,7 @@ def _run_backward(
         return torch.empty_like(q), dk.zero_(), dv.zero_()
     delta = torch.empty_like(lse)
     _delta[(triton.cdiv(num_rows, _READ), num_heads)](
-        out, grad, delta, num_heads * head_dim, *grad.stride()[:2], num_rows,
+        out, None, grad, delta, num_heads * head_dim, *grad.stride()[:2], num_rows,
         **_sizes(head_dim), OWN=_READ, **_FUSED,
     )  # fmt: skip
     read = (q, k, v, grad, lse, delta)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longformer_core.attention.autocast import in_one_dtype, without_autocast
+from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.philox import is_kept
 from longformer_core.layout import Layout
@@ -42,11 +42,8 @@ def reference_attention(
 
     `dropout` is a probability and the seed of `is_kept`.
     Shapes: q, k, v [T, H, D]; returns [T, H, D] and [T, H].
-    Numerics: scores and softmax in float32, in float64 for float64 inputs. Under autocast its dtype
-        is the inputs'.
-    Raises: ShapeError when q, k and v are of different dtypes.
+    Numerics: scores and softmax in float32, in float64 for float64 inputs.
     """
-    q, k, v = in_one_dtype(q, k, v)
     with without_autocast(q):
         return _attend(q, k, v, layout, band, scale, dropout)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longformer_core.attention.autocast import in_one_dtype
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import blocked_attention
 from longformer_core.attention.dispatch import Implementation, choose
@@ -39,13 +40,13 @@ def window_attention(
     `dropout_p` each probability is dropped with that chance and the others are scaled to make up;
     the seed comes from torch's global generator.
     "auto" takes `fused` on CUDA devices that have a kernel for the case and `blocked` otherwise.
-    Shapes: q, k, v [T, H, D]; returns [T, H, D] in q's dtype.
+    Shapes: q, k, v [T, H, D] of one dtype; returns [T, H, D] in it, under torch.autocast in its.
     Units: `radius` counts keys, one side; `dilation` in tokens, one number or one for each head;
         `scale` multiplies the scores, 1/sqrt(D) when None.
     Numerics: softmax in float32 (float64 for float64 inputs); a row of an invalid token, and a
         token that sees no key, gives zeros, never NaN.
-    Raises: ShapeError when shapes, device, radius or dilation do not fit; ConfigError for an
-        unknown implementation, one that cannot run here, and a chance outside 0 to 1.
+    Raises: ShapeError when shapes, dtypes, device, radius or dilation do not fit; ConfigError for
+        an unknown implementation, one that cannot run here, and a chance outside 0 to 1.
     Source: Longformer, arXiv:2004.05150, section 3.1.
     """
     band = Band.of(radius, _num_heads(q), dilation, causal=causal)
@@ -120,6 +121,7 @@ def _run(
     *,
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
+    q, k, v = in_one_dtype(q, k, v)
     chosen = _checked(q, k, v, layout, dropout_p, implementation)
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     dropout = (dropout_p, int(torch.randint(2**63 - 1, ())) if dropout_p else 0)

@@ -372,7 +372,7 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=list(CASES))
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="bfloat16")
@@ -381,7 +381,7 @@ def main() -> None:
     rates = (math.inf, math.inf)
     if given.device == "cuda":
         rates = cuda_flops_per_s(getattr(torch, given.dtype)), cuda_bytes_per_s()
-    for name in given.cases:
+    for name in given.cases or CASES:
         bench(name, CASES[name].shrunk(given.shrink), given, rates)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def interpret(file: str, chosen: str) -> None:
-    """Run the tests of a file that are so marked with Triton's interpreter."""
+def interpret(file: str, chosen: str, names: str = "") -> None:
+    """Run the tests of a file that are so marked, and so named, with Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", chosen, file]
+    options = ["-p", "no:cacheprovider", "-m", chosen, "-k", names]
+    command = [sys.executable, "-m", "pytest", *options, file]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     print(done.stdout[-4000:])
     assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]

@@ -7,8 +7,6 @@ several.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -32,6 +30,7 @@ from longformer_core.attention.band import Band
 from longformer_core.attention.reference import _dropped, visible_keys
 from longformer_core.attention.window import window_attention_with_lse
 from longformer_core.layout import Layout
+from tests.longformer_core.attention.interpreter import interpret
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not IS_INTERPRETED else "cpu"
@@ -540,26 +539,16 @@ class TestInAProcessOfItsOwn:
     __test__ = not CAN_RUN
 
     def test_the_kernels_are_right(self) -> None:
-        interpret("not slow and not gpu")
+        interpret(__file__, "not slow and not gpu")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_the_kernels_are_right_at_length(self, dtype: torch.dtype) -> None:
-        interpret("slow and not gpu", f"at_length and {dtype}")
+        interpret(__file__, "slow and not gpu", f"at_length and {dtype}")
 
     @pytest.mark.slow
     def test_the_published_tiles_are_right(self) -> None:
-        interpret("slow and not gpu", "published")
-
-
-def interpret(chosen: str, names: str = "") -> None:
-    """Run the tests of this file that are so marked and named with Triton's interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    options = ["-p", "no:cacheprovider", "-m", chosen, "-k", names]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    print(done.stdout[-4000:])
-    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
+        interpret(__file__, "slow and not gpu", "published")
 
 
 @pytest.mark.gpu

@@ -141,21 +141,24 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     }
     if "invalid" not in variant.extras:
         flags["valid"] = None
+    # Of 16 bits the output's remainder is kept for the gradients.
+    remainder = {"remainder": None} if variant.dtype == "fp32" else {}
     if variant.kernel == "delta":
-        return fused._delta, {**sizes, "OWN": fused._READ}, fused._FUSED
+        return fused._delta, {**sizes, **remainder, "OWN": fused._READ}, fused._FUSED
     if variant.kernel == "sum":
         return (
             fused._sum_parts,
             {"SIZE": 12 * variant.head, "BLOCK": fused._SUM_BLOCK},
             fused._FUSED,
         )
-    tiles = fused._tiles(variant.kernel, q)
+    tiles = fused._tiles(variant.kernel, q, has_dropout="dropout" in variant.extras)
     has_globals = "globals" in variant.extras
     if variant.kernel == "keys":
         flags["HAS_GLOBALS"] = has_globals
         if not has_globals:
             flags |= {"global_dk": None, "global_dv": None}
     elif variant.kernel != "globals":
+        flags |= remainder
         flags["GLOBALS"] = tiles.step if has_globals else 0
     cut = fused._cut(tiles, **({"GLOBALS": tiles.own} if variant.kernel == "globals" else {}))
     options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *fused._FUSED)}
@@ -199,7 +202,7 @@ def _cut_rows(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    if name in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
+    if name in ("q", "k", "v", "grad", "out", "remainder", "dq", "dk", "dv"):
         return f"*{variant.dtype}"
     if name in ("items", "heads", "globals_", "ranks", "table"):
         return "*i32"
