@@ -335,10 +335,10 @@ def _backward_queries(
                 k, v, valid, k_token, v_token, first_key, at, high,
                 HEAD, PADDED, STEP, HAS_INVALID, part == 1 or HAS_INVALID,
             )  # fmt: skip
-            _, slopes = _slopes(
+            slopes = _slopes(
                 queries, grads, sums, deltas, keys, values, sees[None, :], rows, key_slots,
                 factor, head, seed, threshold, kept_scale, HAS_DROPOUT, part == 1 or HAS_INVALID,
-            )  # fmt: skip
+            )[1]  # fmt: skip
             acc = tl.dot(slopes.to(keys.dtype), keys, acc, input_precision="ieee")
 
     slot = (split.to(tl.int64) * num_rows + first) * num_heads + head

@@ -31,6 +31,8 @@ def encoders() -> list[Any]:
     return [longformer.encoder, led.led.encoder]
 
 
+# Torch's own, as inductor is imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", [0, 1], ids=["longformer", "led"])
