@@ -13,7 +13,6 @@ Shape letters: R rows, S segments, P splits, H heads, D head dimension.
 # ruff: noqa: N803
 # mypy: disable-error-code="untyped-decorator"
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +40,7 @@ from longformer_core.attention.fused import (
     _store_rows,
     _with_unit_stride,
 )
+from longformer_core.attention.fused_work import softmax_arguments
 from longformer_core.attention.segments import Segment, Segments
 
 # By kernel, rows of a segment up to, padded head size up to, bytes of a number. `own` are rows,
@@ -566,22 +566,6 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     return strides
 
 
-def _drawn(scale: float, dropout: tuple[float, int]) -> dict[str, Any]:
-    """Return the arguments that say how scores become probabilities."""
-    p, seed = dropout
-    return {
-        "factor": scale * math.log2(math.e),
-        "seed": seed,
-        "threshold": min(int(p * 2**32), 2**32 - 1),
-        "HAS_DROPOUT": p > 0.0,
-    }
-
-
-def _kept_scale(p: float) -> float:
-    # At a chance of 1 nothing is left to be scaled.
-    return 1.0 / (1.0 - p) if p < 1.0 else 0.0
-
-
 def _split(
     segments: Segments, num_heads: int, rows_each: int, tiles: Tiles
 ) -> tuple[tuple[int, int], int, dict[str, int]]:
@@ -613,12 +597,14 @@ def _run_forward(
     partial = q.new_empty(num_splits, *q.shape, dtype=torch.float32)
     tops, totals = q.new_empty(2, num_splits, num_rows, num_heads, dtype=torch.float32)
     shared = _shared(q, k, v, valid, segments, rows_each)
+    drawn = softmax_arguments(scale, dropout)
+    kept_scale = drawn.pop("kept_scale")  # once, where the splits are joined
     _forward[grid](
         q, k, v, partial, tops, totals,
-        **shared, **_drawn(scale, dropout), **cut, **_cut(tiles),
+        **shared, **drawn, **cut, **_cut(tiles),
     )  # fmt: skip
     _join[(num_rows * num_heads,)](
-        partial, tops, totals, out, lse, num_splits, num_heads, num_rows, _kept_scale(dropout[0]),
+        partial, tops, totals, out, lse, num_splits, num_heads, num_rows, kept_scale,
         **_sizes(head_dim), JOINED=_JOINED, **_FUSED,
     )  # fmt: skip
     return out, lse
@@ -649,10 +635,9 @@ def _run_backward(
     read = (q, k, v, grad, lse, delta)
     arguments = {
         **_shared(q, k, v, valid, segments, rows_each),
-        **_drawn(scale, dropout),
+        **softmax_arguments(scale, dropout),
         "grad_row": grad.stride(0),
         "grad_head": grad.stride(1),
-        "kept_scale": _kept_scale(dropout[0]),
     }
     most_rows = segments.most_rows * rows_each
     tiles = _tiles("queries", q, most_rows)

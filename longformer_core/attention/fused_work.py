@@ -206,15 +206,25 @@ class Call:
     @property
     def shared(self) -> dict[str, Any]:
         """Return the arguments that all kernels take, beside those of one launch."""
-        p, seed = self.dropout
         return {
             "num_tokens": self.layout.num_tokens,
             "radius": self.band.radius,
-            "factor": self.scale * _LOG2_E,
-            "seed": seed,
-            "threshold": min(int(p * 2**32), 2**32 - 1),
-            # At a chance of 1 nothing is left to be scaled.
-            "kept_scale": 1.0 / (1.0 - p) if p < 1.0 else 0.0,
             "CAUSAL": self.band.is_causal,
-            "HAS_DROPOUT": p > 0.0,
+            **softmax_arguments(self.scale, self.dropout),
         }
+
+
+def softmax_arguments(scale: float, dropout: tuple[float, int]) -> dict[str, Any]:
+    """Return the arguments that say how scores become probabilities, and which are dropped.
+
+    `dropout` is a chance and the seed of `philox.is_kept`.
+    """
+    p, seed = dropout
+    return {
+        "factor": scale * _LOG2_E,
+        "seed": seed,
+        "threshold": min(int(p * 2**32), 2**32 - 1),
+        # At a chance of 1 nothing is left to be scaled.
+        "kept_scale": 1.0 / (1.0 - p) if p < 1.0 else 0.0,
+        "HAS_DROPOUT": p > 0.0,
+    }

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,6 @@ from tests.longformer_core.attention.interpreter import interpret
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not IS_INTERPRETED else "cpu"
 CAN_RUN = IS_INTERPRETED or DEVICE == "cuda"
-ROOT = Path(__file__).resolve().parents[3]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LENGTH, RADIUS, TILE = 40, 4, 16
