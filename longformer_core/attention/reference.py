@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.philox import is_kept
 from longformer_core.layout import Layout
@@ -44,19 +43,6 @@ def reference_attention(
     Shapes: q, k, v [T, H, D]; returns [T, H, D] and [T, H].
     Numerics: scores and softmax in float32, in float64 for float64 inputs.
     """
-    with without_autocast(q):
-        return _attend(q, k, v, layout, band, scale, dropout)
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    band: Band,
-    scale: float,
-    dropout: tuple[float, int],
-) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(q.dtype, torch.float32)
     outputs, sums = [q.new_zeros(0, *q.shape[1:])], [q.new_zeros(0, q.shape[1], dtype=dtype)]
     for (start, end), positions in zip(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longformer_core.attention.autocast import in_one_dtype
+from longformer_core.attention.autocast import in_one_dtype, without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import blocked_attention
 from longformer_core.attention.dispatch import Implementation, choose
@@ -126,7 +126,8 @@ def _run(
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     dropout = (dropout_p, int(torch.randint(2**63 - 1, ())) if dropout_p else 0)
     if chosen == "reference":
-        return reference_attention(q, k, v, layout, band, factor, dropout)
+        with without_autocast(q):
+            return reference_attention(q, k, v, layout, band, factor, dropout)
     if chosen == "blocked":
         return blocked_attention(q, k, v, layout, band, factor, dropout, needs_lse=needs_lse)
     # Here and not above: everything else runs without Triton.
