@@ -44,6 +44,8 @@ gpu:
 	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
 	$(PYTHON) -m tests.bench.fused
 	$(PYTHON) -m tests.bench.fused_rows
+	$(PYTHON) -m tests.bench.encoder --device cuda
+	$(PYTHON) -m tests.bench.training --device cuda --dtype bfloat16
 	$(PYTHON) -m tests.bench.generation --device cuda --dtype bfloat16
 
 # The ordinary options leave tests/legacy out, so they are set aside.

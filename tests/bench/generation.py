@@ -44,7 +44,7 @@ from tests.bench.contestants import (
     generate_run,
     generate_scored,
 )
-from tests.bench.measure import alternate, cuda_bytes_per_s, cuda_peak_bytes, emit, peak_bytes
+from tests.bench.measure import alternate, cuda_bytes_per_s, device_name, emit, peak_bytes_on
 
 BEAMS = 4
 # So many that keys and values are worth making, as in a text of common length.
@@ -248,7 +248,7 @@ def bench(
     # That case takes long: trials of batch sizes have run everything before, and no goal is memory.
     is_long = case == "mixed"
     times = measure(ours, run_ours, theirs, work, given.rounds, warm_up=0 if is_long else 1)
-    grown = cuda_peak_bytes if given.device == "cuda" else peak_bytes
+    grown = functools.partial(peak_bytes_on, given.device)
     memory = 0 if is_long else grown(run_ours)
     itemsize = getattr(torch, dtype).itemsize
     for name, their in theirs.items():
@@ -256,7 +256,7 @@ def bench(
             "generation",
             case,
             model=given.model,
-            device=torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
+            device=device_name(given.device),
             dtype=dtype,
             transformers_dtype=name,
             transformers_batch_size=their.batch_size,

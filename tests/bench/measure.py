@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,54 @@ def alternate(
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def best_per_document(
+    make: Callable[[int], Mapping[str, Callable[[], Any]]], batch_sizes: Sequence[int], rounds: int
+) -> dict[str, tuple[int, float]]:
+    """Return the batch size at which each call is fastest, and its median seconds for a document.
+
+    All calls of one batch size take turns; one that does not fit into the memory is left out there.
+    """
+    found: dict[str, list[tuple[float, int]]] = {}
+    for size in batch_sizes:
+        calls = {name: call for name, call in make(size).items() if fits(call)}
+        for name, seconds in alternate(calls, rounds, warm_up=0).items():
+            found.setdefault(name, []).append((seconds / size, size))
+    return {name: min(times)[::-1] for name, times in found.items()}
+
+
+def fits(call: Callable[[], Any]) -> bool:
+    """Run a call; tell whether the device's memory sufficed."""
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def waited_for(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """Return a call that ends when the device has done its work."""
+
+    def run() -> Any:
+        result = call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return run
+
+
+def peak_bytes_on(device: str, call: Callable[[], Any]) -> int:
+    """Return by how much the memory that the device computes in grew at most during a call."""
+    return cuda_peak_bytes(call) if device == "cuda" else peak_bytes(call)
+
+
+def device_name(device: str) -> str:
+    """Return what a result says of where it was measured."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def distance(ours: Tensor, oracle: Tensor) -> float:
