@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.attention.fused import (
+    _FEW_KEYS,
     _FUSED,
     _LN_2,
     _TO_LOG_2,
@@ -33,6 +34,8 @@ from longformer_core.attention.fused import (
     _device_of,
     _is_valid,
     _key_step,
+    _or_none,
+    _results,
     _rows,
     _sizes,
     _slopes,
@@ -202,6 +205,7 @@ def _join(
     totals: tl.tensor,
     out: tl.tensor,
     lse: tl.tensor,
+    remainder: tl.tensor | None,
     num_splits: tl.tensor,
     num_heads: tl.tensor,
     num_rows: tl.tensor,
@@ -210,7 +214,10 @@ def _join(
     PADDED: tl.constexpr,
     JOINED: tl.constexpr,
 ) -> None:
-    """Make output and log-sum-exp of one row and head from those of the splits."""
+    """Make output and log-sum-exp of one row and head from those of the splits.
+
+    And, where there is memory for it, what the output loses by rounding.
+    """
     # Row and head together; so they lie in `partial`, too.
     row = tl.program_id(0)
     columns = tl.arange(0, PADDED)
@@ -235,8 +242,12 @@ def _join(
     total = tl.where(sees_any, total, 1.0)
     acc = tl.where(sees_any, acc * (kept_scale / total), 0.0)
     sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
-    at_out = out + row.to(tl.int64) * HEAD + columns
-    tl.store(at_out, acc.to(out.dtype.element_ty), mask=columns < HEAD)
+    at_out = row.to(tl.int64) * HEAD + columns
+    rounded = acc.to(out.dtype.element_ty)
+    tl.store(out + at_out, rounded, mask=columns < HEAD)
+    if remainder is not None:
+        lost = acc - rounded.to(tl.float32)
+        tl.store(remainder + at_out, lost.to(remainder.dtype.element_ty), mask=columns < HEAD)
     # [H, R]
     at_lse = _at(lse, row % num_heads, num_rows) + row // num_heads
     tl.store(at_lse + tl.arange(0, 1), sums)
@@ -441,8 +452,8 @@ def fused_rows(
     dropped by the row's and the key's index; the seed comes from torch's global generator.
     Shapes: q [R, H, D]; k, v [B, H, n, D]; valid [n], for a batch of one; returns [R, H, D].
     Numerics: scores, softmax and sums in float32; probabilities and their gradients are rounded to
-        the dtype of q before they are multiplied, as eager code does. A row that sees no key gives
-        zeros, never NaN.
+        the dtype of q before they are multiplied, as eager code does. For gradients of 16 bits the
+        output is kept in twice as many. A row that sees no key gives zeros, never NaN.
     Source: flash decoding, which splits over the keys; the gradients: FlashAttention-2,
         arXiv:2307.08691.
     """
@@ -451,10 +462,10 @@ def fused_rows(
     assert len(q) == segments.num_rows * rows_each
     seed = int(torch.randint(2**63 - 1, ())) if dropout_p else 0
     flags = None if valid is None else valid.view(torch.uint8)
+    given = (segments.planned, rows_each, scale, dropout_p, seed)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     # One operator: torch.compile and torch.export see a single node of known shape.
-    out: Tensor = _attend(
-        q, k, v, segments.table, flags, segments.planned, rows_each, scale, dropout_p, seed
-    )[0]
+    out: Tensor = _attend(q, k, v, segments.table, flags, *given, needs_gradient)[0]
     return out
 
 
@@ -470,11 +481,14 @@ def _attend(
     scale: float,
     dropout_p: float,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     segments = Segments(table, *planned)
     q, k, v = (_with_unit_stride(x) for x in (q, k, v))
+    results = _results(q, needs_gradient=needs_gradient)
     with _device_of(q):
-        return _run_forward(segments, q, k, v, valid, rows_each, scale, (dropout_p, seed))
+        _run_forward(segments, q, k, v, results, valid, rows_each, scale, (dropout_p, seed))
+    return results
 
 
 @torch.library.custom_op("longhaul::fused_rows_backward", mutates_args=())
@@ -485,6 +499,7 @@ def _attend_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    remainder: Tensor,
     table: Tensor,
     valid: Tensor | None,
     planned: Sequence[int],
@@ -496,15 +511,19 @@ def _attend_backward(
     segments = Segments(table, *planned)
     grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
     with _device_of(q):
-        return _run_backward(
-            segments, grad, q, k, v, out, lse, valid, rows_each, scale, (dropout_p, seed)
-        )
+        delta = _deltas(grad, out, lse, remainder)
+        dtype = q.dtype
+        if segments.most_keys <= _FEW_KEYS:
+            q, k, v, grad = (x.float() for x in (q, k, v, grad))
+        read = (q, k, v, grad, lse, delta)
+        grads = _run_backward(segments, *read, valid, rows_each, scale, (dropout_p, seed))
+        dq, dk, dv = (x.to(dtype) for x in grads)
+        return dq, dk, dv
 
 
 @_attend.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(q, needs_gradient=given[-1])
 
 
 @_attend_backward.register_fake
@@ -513,15 +532,15 @@ def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dq, _gradient_of(qkv[1]), _gradient_of(qkv[2])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output, *inputs[3:5])
-    ctx.mark_non_differentiable(output[1])
-    ctx.given = inputs[5:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.given = inputs[5:-1]
 
 
-def _turn(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
+def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
-    return *grads, *(None,) * (2 + len(ctx.given))
+    return *grads, *(None,) * (3 + len(ctx.given))
 
 
 _attend.register_autograd(_turn, setup_context=_save)
@@ -582,16 +601,17 @@ def _run_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    results: tuple[Tensor, Tensor, Tensor],
     valid: Tensor | None,
     rows_each: int,
     scale: float,
     dropout: tuple[float, int],
-) -> tuple[Tensor, Tensor]:
+) -> None:
+    """Write output, log-sum-exp and remainder, for which `results` has memory."""
     num_rows, num_heads, head_dim = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(num_heads, num_rows, dtype=torch.float32)
     if not num_rows:
-        return out, lse
+        return
+    out, lse, remainder = results
     tiles = _tiles("forward", q, segments.most_rows * rows_each)
     grid, num_splits, cut = _split(segments, num_heads, rows_each, tiles)
     partial = q.new_empty(num_splits, *q.shape, dtype=torch.float32)
@@ -604,34 +624,40 @@ def _run_forward(
         **shared, **drawn, **cut, **_cut(tiles),
     )  # fmt: skip
     _join[(num_rows * num_heads,)](
-        partial, tops, totals, out, lse, num_splits, num_heads, num_rows, kept_scale,
-        **_sizes(head_dim), JOINED=_JOINED, **_FUSED,
+        partial, tops, totals, out, lse, _or_none(remainder), num_splits, num_heads, num_rows,
+        kept_scale, **_sizes(head_dim), JOINED=_JOINED, **_FUSED,
     )  # fmt: skip
-    return out, lse
+
+
+def _deltas(grad: Tensor, out: Tensor, lse: Tensor, remainder: Tensor) -> Tensor:
+    """Return the sum of each row of output times gradient, [H, R] float32."""
+    num_rows, num_heads, head_dim = out.shape
+    delta = torch.empty_like(lse)
+    if num_rows:
+        _delta[(triton.cdiv(num_rows, _READ), num_heads)](
+            out, _or_none(remainder), grad, delta, num_heads * head_dim, *grad.stride()[:2],
+            num_rows, **_sizes(head_dim), OWN=_READ, **_FUSED,
+        )  # fmt: skip
+    return delta
 
 
 def _run_backward(
     segments: Segments,
-    grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    grad: Tensor,
     lse: Tensor,
+    delta: Tensor,
     valid: Tensor | None,
     rows_each: int,
     scale: float,
     dropout: tuple[float, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    num_rows, num_heads, head_dim = q.shape
+    num_rows, num_heads, _ = q.shape
     dk, dv = _gradient_of(k), _gradient_of(v)
     if not num_rows:
         return torch.empty_like(q), dk.zero_(), dv.zero_()
-    delta = torch.empty_like(lse)
-    _delta[(triton.cdiv(num_rows, _READ), num_heads)](
-        out, None, grad, delta, num_heads * head_dim, *grad.stride()[:2], num_rows,
-        **_sizes(head_dim), OWN=_READ, **_FUSED,
-    )  # fmt: skip
     read = (q, k, v, grad, lse, delta)
     arguments = {
         **_shared(q, k, v, valid, segments, rows_each),
@@ -665,4 +691,4 @@ def _(q: Sequence[int], *given: Any, **_: Any) -> int:
 
 @register_flop_formula(torch.ops.longhaul.fused_rows_backward)
 def _(_grad: Any, q: Sequence[int], *given: Any, **_: Any) -> int:
-    return _num_flops(q, given[6], given[7], 7)
+    return _num_flops(q, given[7], given[8], 7)

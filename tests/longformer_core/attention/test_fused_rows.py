@@ -73,10 +73,14 @@ class Batch:
         return sum(self.lengths)
 
     def draw(
-        self, dtype: torch.dtype = torch.float32, num_heads: int = 1, head_dim: int = 16
+        self,
+        dtype: torch.dtype = torch.float32,
+        num_heads: int = 1,
+        head_dim: int = 16,
+        seed: int = 0,
     ) -> list[Tensor]:
         """Return rows [R, H, D], and keys and values [T, H, D]."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         counts = (sum(self.num_rows), self.num_keys, self.num_keys)
         return [
             torch.randn(n, num_heads, head_dim, generator=generator).to(DEVICE, dtype)
@@ -226,6 +230,29 @@ class TestKernels:
     def test_any_scale(self, scale: float) -> None:
         check(Batch((3,), (20,), scale=scale))
 
+    @pytest.mark.parametrize(
+        ("dtype", "length", "seed"),
+        [(torch.float16, 5, 4), (torch.float16, 30, 4), (torch.bfloat16, 5, 7)],
+        ids=str,
+    )
+    def test_each_gradient_of_a_single_row_is_right(
+        self, dtype: torch.dtype, length: int, seed: int
+    ) -> None:
+        """Its keys' gradients are small beside what rounding does to output and slopes."""
+        batch = Batch((1,), (length,))
+        inputs = batch.draw(dtype, seed=seed)
+        oracle = run(batch.dense, [x.double() for x in inputs])
+        eager = run(batch.dense, inputs)
+        with small_tiles(), poisoned_memory():
+            mine = run(batch.kernel, inputs)
+        for one in zip(mine, eager, oracle, strict=True):
+            compare(*([x] for x in one))
+
+    def test_many_keys_in_16_bits(self) -> None:
+        """Those of few keys go back in 32."""
+        for dtype in (torch.bfloat16, torch.float16):
+            check(Batch((2, 1), (33, 7)), dtype=dtype)
+
     @pytest.mark.parametrize("p", [0.25, 1.0])
     def test_dropout_drops_by_the_counters_of_rows_and_keys(self, p: float) -> None:
         check(Batch((2, 3), (9, 33), dropout_p=p), num_heads=2)
@@ -308,7 +335,7 @@ class TestKernels:
                 fused_rows._attend,
                 (
                     *(x.requires_grad_() for x in (q, k, v)),
-                    *(whole.table, None, whole.planned, 1, 0.25, 0.0, 0),
+                    *(whole.table, None, whole.planned, 1, 0.25, 0.0, 0, True),
                 ),
             )
 
