@@ -1,6 +1,7 @@
 """Window attention in one pass over tiles, as Triton kernels for GPUs: forward and backward.
 
-A program takes a tile of queries of one document and one head. Its keys are the document's global
+The unit of work is a tile of queries of one document and one head; going forward, as many programs
+as the GPU holds walk over all of them. Its keys are the document's global
 tokens outside each query's band, gathered in chunks, and then the tiles of the band: those at the
 band's left edge masked, those that every query sees whole unmasked, those at the right edge masked.
 Going back there is a program for each tile of queries (dQ), for each tile of keys (dK, dV), and for
@@ -16,6 +17,7 @@ Shape letters: T packed tokens, H heads, D head dimension, G global tokens of th
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,24 +32,32 @@ from longformer_core.layout import Layout
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut: rows of a program's own tile, rows of a step, warps, pipeline stages."""
+    """How a kernel is cut: rows of a program's own tile, rows of a step, warps, pipeline stages.
+
+    `resident`: programs that a multiprocessor holds at once, for kernels that walk over their work.
+    """
 
     own: int
     step: int
     num_warps: int
     num_stages: int
+    resident: int = 1
 
 
 # By kernel, padded head size up to, bytes of a number. Chosen by compiling for compute capability
 # 8.0 and 9.0 (see test_fused_compiled.py), not by timing: no kernel spills registers, and each fits
-# into the 99 KiB of shared memory of an 8.6.
+# into the 99 KiB of shared memory of an 8.6. `resident` by what that prints: 65,536 registers and
+# 164 (8.0) or 227 KiB (9.0) of shared memory hold one program of 8 warps with 150 to 208 registers
+# each and 48 to 64 KiB, as in 16 bits, and mostly three with 80 and 28 to 32 KiB, as in 32. Where
+# fewer fit (two of 106 registers), programs take turns, and each has its share all the same.
 _TILES: dict[tuple[str, int, int], Tiles] = {
     ("forward", 64, 2): Tiles(128, 64, 8, 3),
-    ("forward", 128, 2): Tiles(128, 32, 8, 2),
-    ("forward", 64, 4): Tiles(64, 16, 8, 2),
-    ("forward", 128, 4): Tiles(32, 16, 8, 1),
-    ("queries", 64, 2): Tiles(128, 64, 8, 2),
     # The numbers that dropout draws need registers of their own.
+    ("forward with dropout", 64, 2): Tiles(128, 32, 8, 3),
+    ("forward", 128, 2): Tiles(128, 32, 8, 2),
+    ("forward", 64, 4): Tiles(64, 16, 8, 2, resident=3),
+    ("forward", 128, 4): Tiles(32, 16, 8, 1, resident=3),
+    ("queries", 64, 2): Tiles(128, 64, 8, 2),
     ("queries with dropout", 64, 2): Tiles(128, 32, 8, 2),
     ("queries", 128, 2): Tiles(64, 64, 8, 2),
     ("queries", 64, 4): Tiles(32, 16, 4, 1),
@@ -64,6 +74,11 @@ _TILES: dict[tuple[str, int, int], Tiles] = {
 # Up to so many keys of a query, inputs of 16 bits go back in 32: roundings of so few do not average
 # out, and there is little to compute.
 _FEW_KEYS = 32
+# Tiles of a block (see `_place`). A prime, so that programs, whose number it hardly divides, come
+# to every place in a block, and none to the short first and last tiles of documents alone.
+_BLOCK = 31
+# What counts as multiprocessors where there are none: so few that programs of tests walk.
+_CPU_MULTIPROCESSORS = 2
 # Rows of a program that only reads.
 _READ = 64
 _SUM_BLOCK = 1024
@@ -74,15 +89,32 @@ _LN_2 = tl.constexpr(math.log(2))
 _TO_LOG_2 = tl.constexpr(math.log2(math.e))
 
 # Arguments that change from call to call compile no kernel anew.
-_CHANGING = ["num_tokens", "radius", "seed", "threshold"]
+_CHANGING = ["num_items", "num_heads", "num_tokens", "radius", "seed", "threshold"]
 
 _ITEM = tl.constexpr(ITEM)
 
 
 @triton.jit
-def _item(items: tl.tensor) -> tl.tensor:
-    """Return the work item of this program."""
-    at = items + tl.program_id(0) * _ITEM
+def _place(
+    pair: tl.tensor, num_items: tl.tensor, num_heads: tl.tensor, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """Return which item and which of the heads a pair is.
+
+    Items come in blocks, and a block with each head before the next: so the longest documents come
+    first with all their heads, their tiles cost the most, and what programs are given in turns
+    differs by about one tile. Of a block and head, neighbouring pairs are neighbouring tiles, which
+    read the same keys at the same time.
+    """
+    first = pair // (BLOCK * num_heads) * BLOCK
+    size = tl.minimum(num_items - first, BLOCK)
+    rest = pair - first * num_heads
+    return first + rest % size, rest // size
+
+
+@triton.jit
+def _item(items: tl.tensor, index: tl.tensor) -> tl.tensor:
+    """Return one of the work items."""
+    at = items + index * _ITEM
     base, length, first = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     return base, length, first, tl.load(at + 3), tl.load(at + 4), tl.load(at + 5), tl.load(at + 6)
 
@@ -340,6 +372,8 @@ def _forward(
     v_stride: tl.tensor,
     v_head: tl.tensor,
     out_stride: tl.tensor,
+    num_items: tl.tensor,
+    num_heads: tl.tensor,
     num_tokens: tl.tensor,
     radius: tl.tensor,
     factor: tl.tensor,
@@ -350,77 +384,86 @@ def _forward(
     PADDED: tl.constexpr,
     OWN: tl.constexpr,
     STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
     GLOBALS: tl.constexpr,
     DILATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_INVALID: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
-    """Compute output and log-sum-exp of one tile of queries and one head.
+    """Compute output and log-sum-exp of tiles of queries, for one head each.
 
-    And, where there is memory for it, what the output loses by rounding.
+    And, where there is memory for it, what the output loses by rounding. There are as many programs
+    as the GPU holds at once, and each walks over pairs of tile and head as `_place` orders them.
     """
-    base, length, first, low, high, global_first, global_end = _item(items)
-    head = tl.load(heads + tl.program_id(1))
-    q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
-    offsets = tl.arange(0, OWN)
-    query, slot = first + offsets, base + first * DILATION
-    slots = slot + offsets * DILATION
-    is_query = query < length
-    rows = offsets * DILATION
-    queries = _rows(_at(q, slot, q_stride), rows, q_stride, is_query, HEAD, PADDED, True)
-    top = tl.full([OWN], float("-inf"), tl.float32)
-    total = tl.full([OWN], 0.0, tl.float32)
-    acc = tl.full([OWN, PADDED], 0.0, tl.float32)
+    num_pairs = num_items * num_heads
+    # What does not change within the loop is computed again each time: it would cost 20 to 70
+    # registers to keep it, and with them, in 32 bits, one of three programs.
+    for pair in tl.range(tl.program_id(0), num_pairs, tl.num_programs(0), disable_licm=True):
+        index, place = _place(pair, num_items, num_heads, BLOCK)
+        head = tl.load(heads + place)
+        base, length, first, low, high, global_first, global_end = _item(items, index)
+        at_q, at_k, at_v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
+        offsets = tl.arange(0, OWN)
+        query, slot = first + offsets, base + first * DILATION
+        slots = slot + offsets * DILATION
+        is_query = query < length
+        rows = offsets * DILATION
+        queries = _rows(_at(at_q, slot, q_stride), rows, q_stride, is_query, HEAD, PADDED, True)
+        top = tl.full([OWN], float("-inf"), tl.float32)
+        total = tl.full([OWN], 0.0, tl.float32)
+        acc = tl.full([OWN, PADDED], 0.0, tl.float32)
 
-    if GLOBALS > 0:
-        for at in range(global_first, global_end, GLOBALS):
-            key_slots, is_key, keys, values = _global_side(
-                k, v, globals_, k_stride, v_stride, at, global_end, HEAD, PADDED, GLOBALS
-            )
-            distance = slots[:, None] - key_slots[None, :]
-            sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
-            top, total, acc = _softmax_step(
-                top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, HAS_DROPOUT, True,
-            )  # fmt: skip
+        if GLOBALS > 0:
+            for at in range(global_first, global_end, GLOBALS):
+                key_slots, is_key, keys, values = _global_side(
+                    at_k, at_v, globals_, k_stride, v_stride, at, global_end, HEAD, PADDED, GLOBALS
+                )
+                distance = slots[:, None] - key_slots[None, :]
+                sees = is_key[None, :] & _is_extra(distance, radius, DILATION, CAUSAL)
+                top, total, acc = _softmax_step(
+                    top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
+                    head, seed, threshold, HAS_DROPOUT, True,
+                )  # fmt: skip
 
-    last = tl.minimum(first + OWN, length) - 1
-    begin, end = _whole_tiles(first, last, length, low, high, radius, 0 if CAUSAL else radius, STEP)
-    if factor < 0:
-        # The unmasked tiles count on it.
-        begin, end = high, high
-    for part in tl.static_range(3):
-        if part == 0:
-            start, stop = low, begin
-        elif part == 1:
-            start, stop = begin, end
-        else:
-            start, stop = end, high
-        for at in range(start, stop, STEP):
-            key, key_slots, is_key, keys, values = _key_side(
-                k, v, valid, k_stride, v_stride, base, length, at,
-                HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
-            )  # fmt: skip
-            sees = is_key[None, :]
-            if part != 1:
-                sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
-            top, total, acc = _softmax_step(
-                top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
-                head, seed, threshold, HAS_DROPOUT, part != 1 or HAS_INVALID,
-            )  # fmt: skip
+        last = tl.minimum(first + OWN, length) - 1
+        begin, end = _whole_tiles(
+            first, last, length, low, high, radius, 0 if CAUSAL else radius, STEP
+        )
+        if factor < 0:
+            # The unmasked tiles count on it.
+            begin, end = high, high
+        for part in tl.static_range(3):
+            if part == 0:
+                start, stop = low, begin
+            elif part == 1:
+                start, stop = begin, end
+            else:
+                start, stop = end, high
+            for at in range(start, stop, STEP):
+                key, key_slots, is_key, keys, values = _key_side(
+                    at_k, at_v, valid, k_stride, v_stride, base, length, at,
+                    HEAD, PADDED, STEP, DILATION, HAS_INVALID, part != 1 or HAS_INVALID,
+                )  # fmt: skip
+                sees = is_key[None, :]
+                if part != 1:
+                    sees = sees & _is_near(query[:, None] - key[None, :], radius, CAUSAL)
+                top, total, acc = _softmax_step(
+                    top, total, acc, queries, keys, values, sees, slots, key_slots, factor,
+                    head, seed, threshold, HAS_DROPOUT, part != 1 or HAS_INVALID,
+                )  # fmt: skip
 
-    sees_any = _is_valid(valid, slots, is_query, HAS_INVALID) & (total > 0)
-    total = tl.where(sees_any, total, 1.0)
-    acc = tl.where(sees_any[:, None], acc * (kept_scale / total)[:, None], 0.0)
-    sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
-    at_out = _at(out, slot, out_stride) + head * HEAD
-    _store_rows(at_out, acc, rows, out_stride, is_query, HEAD, PADDED)
-    if remainder is not None:
-        lost = acc - acc.to(out.dtype.element_ty).to(tl.float32)
-        at_lost = _at(remainder, slot, out_stride) + head * HEAD
-        _store_rows(at_lost, lost, rows, out_stride, is_query, HEAD, PADDED)
-    tl.store(_at(lse, head, num_tokens) + slots, sums, mask=is_query)
+        sees_any = _is_valid(valid, slots, is_query, HAS_INVALID) & (total > 0)
+        total = tl.where(sees_any, total, 1.0)
+        acc = tl.where(sees_any[:, None], acc * (kept_scale / total)[:, None], 0.0)
+        sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
+        at_out = _at(out, slot, out_stride) + head * HEAD
+        _store_rows(at_out, acc, rows, out_stride, is_query, HEAD, PADDED)
+        if remainder is not None:
+            lost = acc - acc.to(out.dtype.element_ty).to(tl.float32)
+            at_lost = _at(remainder, slot, out_stride) + head * HEAD
+            _store_rows(at_lost, lost, rows, out_stride, is_query, HEAD, PADDED)
+        tl.store(_at(lse, head, num_tokens) + slots, sums, mask=is_query)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -568,7 +611,7 @@ def _backward_queries(
     the error of `delta`. It is taken off `delta`, for the keys' gradients; and in 32 bits, where a
     product more is no matter, off the queries' own.
     """
-    base, length, first, low, high, global_first, global_end = _item(items)
+    base, length, first, low, high, global_first, global_end = _item(items, tl.program_id(0))
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
@@ -710,7 +753,7 @@ def _backward_keys(
 
     Through the band; what global keys got from elsewhere is read, and added before rounding.
     """
-    base, length, first, low, high, _, _ = _item(items)
+    base, length, first, low, high, _, _ = _item(items, tl.program_id(0))
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
@@ -798,7 +841,7 @@ def _backward_globals(
     HAS_DROPOUT: tl.constexpr,
 ) -> None:
     """Sum what a part of a document's queries gives to a chunk of its global keys, one head."""
-    base, _, low, high, global_first, global_end, row = _item(items)
+    base, _, low, high, global_first, global_end, row = _item(items, tl.program_id(0))
     head = tl.load(heads + tl.program_id(1))
     q, k, v = _at(q, head, q_head), _at(k, head, k_head), _at(v, head, v_head)
     grad = _at(grad, head, grad_head)
@@ -993,6 +1036,13 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     return strides
 
 
+@cache
+def _num_multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _launches(
     call: Call, tile: int, *, keys: bool = False
 ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
@@ -1015,9 +1065,9 @@ def _launches(
 def _run_forward(
     call: Call, q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, num_heads, head_dim = q.shape
+    head_dim = q.shape[2]
     out, lse, remainder = _results(q, needs_gradient=needs_gradient)
-    tiles = _tiles("forward", q)
+    tiles = _tiles("forward", q, has_dropout=call.dropout[0] > 0)
     arguments = {
         **call.shared,
         **_sizes(head_dim),
@@ -1025,11 +1075,14 @@ def _run_forward(
         **_cut(tiles),
         "remainder": _or_none(remainder),
         "globals_": call.globals,
-        "out_stride": num_heads * head_dim,
+        "out_stride": q.shape[1] * head_dim,
     }
     arguments["GLOBALS"] = call.chunk(tiles.step)
-    for grid, launch in _launches(call, tiles.own):
-        _forward[grid](q, k, v, out, lse, **launch, **arguments)
+    resident = tiles.resident * _num_multiprocessors(q.device)
+    for (num_items, num_heads), launch in _launches(call, tiles.own):
+        programs = min(num_items * num_heads, resident)
+        arguments |= {"num_items": num_items, "num_heads": num_heads, "BLOCK": _BLOCK}
+        _forward[programs,](q, k, v, out, lse, **launch, **arguments)
     return out, lse, remainder
 
 

@@ -12,13 +12,16 @@ torch's flash attention over a window merged with the global columns by log-sum-
 each of them wants them. Outputs are compared first, rows of global tokens left out; then all take
 turns. `floor_share` is the part of the time in which the GPU could have done the useful flops, at
 the rate of a large product, or moved inputs and results once, at that of a large copy, whichever
-takes longer. On the CPU, with `--shrink`, it shows that the comparisons hold, and no GPU's speed.
+takes longer. `one_program_each_over_persistent` is how much longer the forward kernel takes with a
+program for each tile and head, where ours has as many as the GPU holds and they walk. On the CPU,
+with `--shrink`, it shows that the comparisons hold, and no GPU's speed.
 """
 
 import argparse
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +33,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from longformer_core import Layout, window_attention
+from longformer_core.attention import fused as kernels
 from tests.bench.measure import (
     alternate,
     cuda_bytes_per_s,
@@ -44,6 +48,9 @@ HEAD_DIM = 64
 CALLS = 10
 # A mask of all pairs for longer documents does not fit beside the rest.
 MOST_DENSE = 4096
+# More programs than any call has pairs of tile and head.
+MANY = 2**24
+STANDING = "one_program_each"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 # Ratios to opponents and shares of the floor, forward and backward.
 GOALS = {
@@ -308,6 +315,28 @@ def repeated(call: Callable[[], Any], device: str) -> Callable[[], None]:
     return run
 
 
+@contextmanager
+def one_program_each() -> Iterator[None]:
+    """Let no program of the forward kernel take more than one tile and head."""
+    walking = dict(kernels._TILES)
+    kernels._TILES.update({name: tiles._replace(resident=MANY) for name, tiles in walking.items()})
+    try:
+        yield
+    finally:
+        kernels._TILES.update(walking)
+
+
+def standing(mine: Contestant) -> Callable[[], Tensor]:
+    """Return our forward pass with one program each, whose output is found to be the same."""
+
+    def forward() -> Tensor:
+        with one_program_each():
+            return mine.forward()
+
+    assert torch.equal(forward(), mine.forward()), "how programs walk changes the output"
+    return forward
+
+
 def floor_s(case: Case, passes: str, itemsize: int, rates: tuple[float, float]) -> float:
     """Return the least seconds of a pass: two products forward, five backward."""
     tensor_bytes = sum(case.lengths) * case.num_heads * HEAD_DIM * itemsize
@@ -333,6 +362,8 @@ def bench(name: str, case: Case, given: argparse.Namespace, rates: tuple[float, 
             for other, c in contestants.items()
             if passes == "forward" or c.can_train
         }
+        if passes == "forward":
+            calls[STANDING] = repeated(standing(contestants["ours"]), given.device)
         count = CALLS if given.device == "cuda" else 1
         times = {o: t / count for o, t in alternate(calls, given.rounds).items()}
         report(name, case, given, passes, times, errors, rates)
@@ -351,6 +382,7 @@ def report(
     rates: tuple[float, float],
 ) -> None:
     mine = times["ours"]
+    standing_s = times.pop(STANDING, None)
     flops = 2 * (2 if passes == "forward" else 5) * case.num_pairs * case.num_heads * HEAD_DIM
     is_gpu = given.device == "cuda"
     share = floor_s(case, passes, getattr(torch, given.dtype).itemsize, rates) / mine
@@ -363,6 +395,7 @@ def report(
         ms={other: 1e3 * seconds for other, seconds in times.items()},
         ratios={other: seconds / mine for other, seconds in times.items() if other != "ours"},
         ratio_goals={o: goals[passes] for o, goals in FASTER.items() if passes in goals},
+        **({f"{STANDING}_over_persistent": standing_s / mine} if standing_s else {}),
         useful_tflops=flops / mine / 1e12,
         **({"floor_share": share} if is_gpu else {}),
         floor_share_goal=GOALS.get(name, {}).get(passes),

@@ -50,12 +50,15 @@ GLOBALS: dict[str, list[int]] = {
 
 
 @contextmanager
-def small_tiles() -> Iterator[None]:
+def small_tiles(num_programs: int = 2) -> Iterator[None]:
+    """Cut everything so small that few tokens are several of it; few programs have to walk."""
     from longformer_core.attention import fused
 
     small = fused.Tiles(TILE, TILE, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_TILES", dict.fromkeys(fused._TILES, small))
+        patch.setattr(fused, "_BLOCK", 2)
+        patch.setattr(fused, "_num_multiprocessors", lambda _: num_programs)
         patch.setattr(fused_work, "_PART", TILE)
         patch.setattr(fused, "_READ", TILE)
         patch.setattr(fused, "_SUM_BLOCK", TILE)
@@ -302,7 +305,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("radius", [1, 16, 40])
     def test_documents_of_any_length_share_a_batch(self, radius: int) -> None:
-        lengths = [0, 1, radius - 1, radius, radius + 1, 33, 0]
+        lengths = [0, 1, radius - 1, radius, radius + 1, 17, 0]
         check(layout_of(lengths, [[0][:n] for n in lengths]), radius)
 
     @pytest.mark.parametrize(
@@ -403,6 +406,21 @@ class TestKernels:
                 for _ in range(2)
             )
         assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+    def test_any_number_of_programs_gives_the_same(self) -> None:
+        """Three tiles and three heads: blocks of two tiles and of one; and one pair a program."""
+        layout = layout_of([LENGTH], [[0, 39]])
+        inputs = draw(LENGTH, torch.float32, num_heads=3)
+        results = []
+        for num_programs in (1, 4, 100):
+            with small_tiles(num_programs), poisoned_memory(), torch.no_grad():
+                results.append(
+                    window_attention_with_lse(*inputs, layout, RADIUS, implementation="fused")
+                )
+        expected = window_attention(*inputs, layout, RADIUS, implementation="reference")
+        torch.testing.assert_close(results[0][0], expected)
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(other, results[0], strict=True))
 
     def test_a_batch_without_tokens_gives_none(self) -> None:
         out, lse, *grads = run(draw(0, torch.float32), layout_of([0, 0]), 2, "fused")
@@ -569,6 +587,10 @@ def test_documents_of_real_sizes(
     inputs = tuple(x.cuda() for x in draw(6001, dtype, num_heads=4, head_dim=head_dim))
     oracle = run([x.double() for x in inputs], layout, 256, "reference", **options)
     eager = run_eager(inputs, layout, 256, **options)
-    mine, again = (run(inputs, layout, 256, "fused", **options) for _ in range(2))
+    mine = run(inputs, layout, 256, "fused", **options)
     compare(mine, eager, oracle)
+    with pytest.MonkeyPatch.context() as patch:
+        # Here most programs have one pair of tile and head each; three have them all.
+        patch.setattr("longformer_core.attention.fused._num_multiprocessors", lambda _: 3)
+        again = run(inputs, layout, 256, "fused", **options)
     assert all(torch.equal(x, y) for x, y in zip(mine, again, strict=True))

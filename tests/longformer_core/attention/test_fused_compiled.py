@@ -160,7 +160,7 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         if not has_globals:
             flags |= {"global_dk": None, "global_dv": None}
     elif variant.kernel != "globals":
-        flags |= remainder if variant.kernel == "forward" else {}
+        flags |= {**remainder, "BLOCK": fused._BLOCK} if variant.kernel == "forward" else {}
         flags["GLOBALS"] = tiles.step if has_globals else 0
     cut = fused._cut(tiles, **({"GLOBALS": tiles.own} if variant.kernel == "globals" else {}))
     options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *fused._FUSED)}
@@ -182,7 +182,8 @@ def _cut_rows(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     name = variant.kernel.removeprefix("rows-")
     sizes = rows._sizes(variant.head)
     if name == "join":
-        return rows._join, {**sizes, "JOINED": rows._JOINED}, rows._FUSED
+        remainder = {"remainder": None} if variant.dtype == "fp32" else {}
+        return rows._join, {**sizes, **remainder, "JOINED": rows._JOINED}, rows._FUSED
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     q = torch.empty(0, 1, variant.head, dtype=dtypes[variant.dtype])
     cut: dict[str, Any] = rows._cut(rows._tiles(name, q, 64 if "many" in variant.extras else 16))
