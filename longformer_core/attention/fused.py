@@ -66,7 +66,7 @@ _TILES: dict[tuple[str, int, int], Tiles] = {
     ("keys", 128, 2): Tiles(64, 32, 8, 2),
     ("keys", 64, 4): Tiles(32, 16, 4, 1),
     ("keys", 128, 4): Tiles(32, 16, 8, 1),
-    ("globals", 64, 2): Tiles(64, 64, 8, 2),
+    ("globals", 64, 2): Tiles(64, 32, 8, 2),
     ("globals", 128, 2): Tiles(64, 32, 8, 2),
     ("globals", 64, 4): Tiles(32, 16, 4, 1),
     ("globals", 128, 4): Tiles(32, 16, 8, 1),
