@@ -41,6 +41,7 @@ from tests.bench.measure import (
     cuda_peak_bytes,
     distance,
     emit,
+    print_table,
 )
 
 HEAD_DIM = 64
@@ -345,7 +346,10 @@ def floor_s(case: Case, passes: str, itemsize: int, rates: tuple[float, float]) 
     return max(flops / rates[0], tensors * tensor_bytes / rates[1])
 
 
-def bench(name: str, case: Case, given: argparse.Namespace, rates: tuple[float, float]) -> None:
+def bench(
+    name: str, case: Case, given: argparse.Namespace, rates: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """Measure one case; return the lines of its table."""
     dtype = getattr(torch, given.dtype)
     inputs = draw(case, given.device, dtype)
     contestants = {"ours": ours(case, inputs)}
@@ -356,6 +360,7 @@ def bench(name: str, case: Case, given: argparse.Namespace, rates: tuple[float, 
             limit = TOLERANCE[given.dtype]
             errors[other] = check(f"{name}: {other}", case, contestants["ours"], made, limit)
             contestants[other] = made
+    lines = []
     for passes in ("forward", "backward"):
         calls = {
             other: repeated(c.forward if passes == "forward" else c.backward(), given.device)
@@ -366,10 +371,11 @@ def bench(name: str, case: Case, given: argparse.Namespace, rates: tuple[float, 
             calls[STANDING] = repeated(standing(contestants["ours"]), given.device)
         count = CALLS if given.device == "cuda" else 1
         times = {o: t / count for o, t in alternate(calls, given.rounds).items()}
-        report(name, case, given, passes, times, errors, rates)
+        lines.append(report(name, case, given, passes, times, errors, rates))
     if given.device == "cuda":
         memory = {other: cuda_peak_bytes(c.gradients) for other, c in contestants.items()}
         emit("fused", f"{name}-memory", peak_bytes=memory)
+    return lines
 
 
 def report(
@@ -380,13 +386,13 @@ def report(
     times: dict[str, float],
     errors: dict[str, float],
     rates: tuple[float, float],
-) -> None:
+) -> dict[str, Any]:
     mine = times["ours"]
     standing_s = times.pop(STANDING, None)
     flops = 2 * (2 if passes == "forward" else 5) * case.num_pairs * case.num_heads * HEAD_DIM
     is_gpu = given.device == "cuda"
     share = floor_s(case, passes, getattr(torch, given.dtype).itemsize, rates) / mine
-    emit(
+    found = emit(
         "fused",
         f"{name}-{passes}",
         device=torch.cuda.get_device_name() if is_gpu else "cpu",
@@ -401,6 +407,14 @@ def report(
         floor_share_goal=GOALS.get(name, {}).get(passes),
         errors=errors,
     )
+    ratios = {f"{other} / ours": ratio for other, ratio in found["ratios"].items()}
+    standing_ratio = found.get(f"{STANDING}_over_persistent", "")
+    figures = {
+        "one program each / ours": standing_ratio,
+        "TFLOP/s": found["useful_tflops"],
+        "share of floor": found.get("floor_share", ""),
+    }
+    return {"case": found["kind"], "ms": found["ms"]["ours"], **ratios, **figures}
 
 
 def main() -> None:
@@ -414,8 +428,10 @@ def main() -> None:
     rates = (math.inf, math.inf)
     if given.device == "cuda":
         rates = cuda_flops_per_s(getattr(torch, given.dtype)), cuda_bytes_per_s()
+    lines: list[dict[str, Any]] = []
     for name in given.cases or CASES:
-        bench(name, CASES[name].shrunk(given.shrink), given, rates)
+        lines += bench(name, CASES[name].shrunk(given.shrink), given, rates)
+    print_table(lines)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
 
 Transcripts of `qmsum`, cut to 2,000 tokens of the published vocabulary, through a directory of an
 untrained LED-base, 4 beams, exactly as many new tokens as asked for. In turn: the job, from its
-first token to its last row written; the engine alone, with the token ids in memory; and a loop of
+first token to its last row written; the engine alone, with the token ids in memory; the same beside
+an idle cluster, whose processes take their time of the cores too; and a loop of
 transformers' `generate` over padded batches of four. All compute with one thread for each core, as
 the job does: it divides them among its workers.
 Outputs are compared first: in float32 the loop's tokens are the engine's, or scores where two
 sequences are equally good, and so are the job's rows but for a twentieth; in bfloat16 the agreement
-is printed instead. Then the ratios of medians: job over engine, and loop over job.
+is printed instead. Then the ratios of medians: job over engine, without and with the cluster beside
+it, and loop over job.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import transformers
 from longformer_core import LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenizer import LEDTokenizerFast
-from pipelines.cluster import num_cores
+from pipelines.cluster import connect, num_cores
 from tests.bench.contestants import (
     GEOMETRIES,
     Tokens,
@@ -113,7 +115,7 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
     outputs = engine_run(ours, work)
     agreement = compare(outputs, generate_scored(theirs, work), "loop", must_agree=is_exact)
     expected = texts([output.sequences[0] for output in outputs])
-    job_s, engine_s, loop_s, equal_rows = [], [], [], 1.0
+    job_s, engine_s, beside_s, loop_s, equal_rows = [], [], [], [], 1.0
     for number in range(given.rounds):
         name = f"{dtype}-{number}"
         task = make_task(model, folder / f"first-{name}", given.new_tokens, dtype)
@@ -126,8 +128,10 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         equal_rows = min(equal, equal_rows)
         job_s.append(job_seconds(task, folder / name))
         engine_s.append(seconds(lambda: engine_run(ours, work)))
+        with connect(None):
+            beside_s.append(seconds(lambda: engine_run(ours, work)))
         loop_s.append(seconds(lambda: generate_run(theirs, work, LOOP_BATCH)))
-    job, engine, loop = map(statistics.median, (job_s, engine_s, loop_s))
+    job, engine, beside, loop = map(statistics.median, (job_s, engine_s, beside_s, loop_s))
     emit(
         "job",
         dtype,
@@ -140,9 +144,11 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         rounds=given.rounds,
         job_s=job,
         engine_s=engine,
+        engine_beside_cluster_s=beside,
         loop_s=loop,
         job_over_engine=job / engine,
         job_over_engine_goal=JOB_OVER_ENGINE,
+        job_over_engine_beside_cluster=job / beside,
         loop_over_job=loop / job,
         loop_over_job_goal=LOOP_OVER_JOB[dtype],
         equal_rows=equal_rows,

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -140,10 +141,26 @@ def _status_bytes(field: str) -> int:
     raise LookupError(field)
 
 
-def emit(bench: str, kind: str, **values: Any) -> None:
-    """Print one result with the machine and the versions it was made with."""
+def emit(bench: str, kind: str, **values: Any) -> dict[str, Any]:
+    """Print one result with the machine and the versions it was made with; return it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
     line = {"bench": bench, "kind": kind} | rounded
     machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     print(json.dumps(line | machine | {"versions": versions}), flush=True)
+    return line
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a Markdown table, beside the JSON lines: to the standard error."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names)]
+    lines += [
+        [
+            f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, ""))
+            for name in names
+        ]
+        for row in rows
+    ]
+    for line in lines:
+        print("|", " | ".join(line), "|", file=sys.stderr)
