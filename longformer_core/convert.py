@@ -38,6 +38,7 @@ from longformer_core.models import led, led_heads, longformer
 from longformer_core.models.base import PretrainedModel
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.self_attention import LongformerSelfAttention
+from longformer_core.skeleton import skeleton
 
 _TOKENIZER_FILES = [n for n in SMALL_FILES if n not in ("config.json", "generation_config.json")]
 
@@ -93,7 +94,7 @@ class Conversion:
             _fold_scale(weights, self.embedding_scale)
         _add_global_projections(weights)
         dtype = next(t.dtype for name, t in weights.items() if name.endswith("query.weight"))
-        with torch.device("meta"):
+        with skeleton():
             model = model_class(self.target_class)(self.config).to(dtype)
         wanted = model.state_dict()
         kept = {name: tensor for name, tensor in weights.items() if name in wanted}

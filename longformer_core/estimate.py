@@ -17,6 +17,7 @@ from longformer_core.errors import ConfigError
 from longformer_core.memory import decoding_numbers, encoding_numbers
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
+from longformer_core.skeleton import skeleton
 
 # A backward pass multiplies twice where the forward multiplied once; that of the attention
 # computes the scores anew first.
@@ -135,7 +136,7 @@ def _check(
 def _weights_bytes(config: LongformerConfig | LEDConfig, dtype: torch.dtype) -> int:
     """Count the model's own tensors, each once; on the meta device they take no memory."""
     model: torch.nn.Module
-    with torch.device("meta"):
+    with skeleton():
         if isinstance(config, LEDConfig):
             model = LEDForConditionalGeneration(config)
         else:

@@ -34,5 +34,9 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if _is_on(device) else nullcontext()
 
 
+# Asked once, for older compilers of torch cannot see through the question.
+_WITH_REGIONS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
 def _is_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _WITH_REGIONS and torch.is_autocast_enabled(device)

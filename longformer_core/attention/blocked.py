@@ -29,6 +29,7 @@ from longformer_core.attention.blocks import (
     row_length,
     whole,
 )
+from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
 
@@ -55,7 +56,7 @@ def blocked_attention(
     return out, lse.detach()
 
 
-@torch.library.custom_op("longhaul::blocked_attention", mutates_args=())
+@operator("blocked_attention")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -86,7 +87,7 @@ def _no_lse(q: Tensor, num_tokens: int = 0) -> Tensor:
     return q.new_empty(num_tokens, q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.custom_op("longhaul::blocked_attention_backward", mutates_args=())
+@operator("blocked_attention_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -109,13 +110,13 @@ def _attend_backward(
     return dq, dk, dv
 
 
-@_attend.register_fake
+@fake_of(_attend)
 def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, _no_lse(q, len(q) if given[-1] else 0)
 
 
-@_attend_backward.register_fake
+@fake_of(_attend_backward)
 def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
     return dq, dk, dv
@@ -133,7 +134,8 @@ def _turn(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, *(None for _ in ctx.given), None
 
 
-_attend.register_autograd(_turn, setup_context=_save)
+torch.library.register_autograd(_attend, _turn, setup_context=_save)
+has_no_gradient(_attend_backward)
 
 
 def _forward(

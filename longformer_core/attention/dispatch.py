@@ -38,7 +38,6 @@ def choose(implementation: str, device: torch.device, dtype: torch.dtype, head_d
     return chosen
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _choose(implementation: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Return "fused" or "blocked" for "auto", and "fused" for itself, if it can run."""
     reason = _why_not_fused(device, dtype, head_dim)
@@ -53,6 +52,11 @@ def _choose(implementation: str, device: torch.device, dtype: torch.dtype, head_
         return "blocked"
     _say(logging.INFO, f"attention is fused, by Triton kernels, on {device.type}")
     return "fused"
+
+
+# A compiled graph takes the choice as it is. What `torch.compiler.assume_constant_result` does, but
+# that imports torch's compiler, half of the time in which a process with this package starts.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _why_not_fused(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

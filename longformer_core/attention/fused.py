@@ -28,6 +28,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.attention.band import Band
 from longformer_core.attention.fused_work import ITEM, Call
+from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.layout import Layout
 
 
@@ -915,7 +916,7 @@ def fused_attention(
     return out, lse.transpose(0, 1)
 
 
-@torch.library.custom_op("longhaul::fused_attention", mutates_args=())
+@operator("fused_attention")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -935,7 +936,7 @@ def _attend(
         return _run_forward(call, q, k, v, needs_gradient=needs_gradient)
 
 
-@torch.library.custom_op("longhaul::fused_attention_backward", mutates_args=())
+@operator("fused_attention_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -962,7 +963,7 @@ def _attend_backward(
         return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
-@_attend.register_fake
+@fake_of(_attend)
 def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _results(q, needs_gradient=given[-1])
 
@@ -975,7 +976,7 @@ def _results(q: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor
     return out, lse, torch.empty_like(out) if has_remainder else q.new_empty(0)
 
 
-@_attend_backward.register_fake
+@fake_of(_attend_backward)
 def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv[:3])
     return dq, dk, dv
@@ -994,7 +995,8 @@ def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *(None,) * (len(ctx.given) + 1)
 
 
-_attend.register_autograd(_turn, setup_context=_save)
+torch.library.register_autograd(_attend, _turn, setup_context=_save)
+has_no_gradient(_attend_backward)
 
 
 def _device_of(q: Tensor) -> AbstractContextManager[Any]:

@@ -44,6 +44,7 @@ from longformer_core.attention.fused import (
     _with_unit_stride,
 )
 from longformer_core.attention.fused_work import softmax_arguments
+from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.attention.segments import Segment, Segments
 
 # By kernel, rows of a segment up to, padded head size up to, bytes of a number. `own` are rows,
@@ -469,7 +470,7 @@ def fused_rows(
     return out
 
 
-@torch.library.custom_op("longhaul::fused_rows", mutates_args=())
+@operator("fused_rows")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -491,7 +492,7 @@ def _attend(
     return results
 
 
-@torch.library.custom_op("longhaul::fused_rows_backward", mutates_args=())
+@operator("fused_rows_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -521,12 +522,12 @@ def _attend_backward(
         return dq, dk, dv
 
 
-@_attend.register_fake
+@fake_of(_attend)
 def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _results(q, needs_gradient=given[-1])
 
 
-@_attend_backward.register_fake
+@fake_of(_attend_backward)
 def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq = torch.empty_like(qkv[0], memory_format=torch.contiguous_format)
     return dq, _gradient_of(qkv[1]), _gradient_of(qkv[2])
@@ -543,7 +544,8 @@ def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *(None,) * (3 + len(ctx.given))
 
 
-_attend.register_autograd(_turn, setup_context=_save)
+torch.library.register_autograd(_attend, _turn, setup_context=_save)
+has_no_gradient(_attend_backward)
 
 
 def _gradient_of(x: Tensor) -> Tensor:

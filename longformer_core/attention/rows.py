@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer_core.attention.dispatch import Implementation, choose
+from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.attention.segments import Segments
 from longformer_core.dropout import dropout
 from longformer_core.errors import ConfigError
@@ -62,7 +63,7 @@ def global_attention(
     return _rows(queries, states, layout, key, value, form, dropout_p, implementation)
 
 
-@torch.library.custom_op("longhaul::global_attention", mutates_args=())
+@operator("global_attention")
 def _rows_in_a_graph(
     queries: Tensor,
     states: Tensor,
@@ -79,9 +80,12 @@ def _rows_in_a_graph(
     return _rows(queries, states, Layout.of_number(layout), key, value, form, 0.0, implementation)
 
 
-@_rows_in_a_graph.register_fake
+@fake_of(_rows_in_a_graph)
 def _(queries: Tensor, *_: object) -> Tensor:
     return queries.new_empty(len(queries), queries.shape[1] * queries.shape[2])
+
+
+has_no_gradient(_rows_in_a_graph)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

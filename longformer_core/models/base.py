@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from longformer_core.checkpoint import load_into, read_state_dict, resolve, write_state_dict
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError, ShapeError, did_you_mean
+from longformer_core.skeleton import skeleton
 
 _Config = TypeVar("_Config", LEDConfig, LongformerConfig)
 
@@ -191,8 +192,8 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         Raises: ConfigError, CheckpointError when config or weights are missing or do not fit.
         """
         path = resolve(directory, revision=revision)
-        # On the meta device nothing is drawn or copied before the real weights arrive.
-        with torch.device("meta"):
+        # Nothing is drawn or copied before the real weights arrive.
+        with skeleton():
             model = cls(config or cls.config_class.from_pretrained(path)).to(dtype)
         load_into(
             model,

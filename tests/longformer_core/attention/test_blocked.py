@@ -353,6 +353,14 @@ def test_gradients_under_autocast_are_those_of_inputs_in_its_dtype(p: float) -> 
         assert torch.equal(ours, theirs.to(ours.dtype))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    inputs = [x.requires_grad_() for x in draw(9, torch.float32)]
+    out = window_attention(*inputs, Layout.from_lengths([9]), RADIUS)
+    (first,) = torch.autograd.grad(out.sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("needs_lse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_is_an_operator_as_torch_wants_one(dtype: torch.dtype, needs_lse: bool) -> None:
