@@ -14,6 +14,7 @@ RANKS = {
     "errors": 0,
     "ai2": 1,
     "batch_encoding": 1,
+    "skeleton": 1,
     "config": 2,
     "chunks": 3,
     "dropout": 3,
