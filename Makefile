@@ -2,7 +2,7 @@
 #   make demo     install, then summarize this Python's own documentation with the real job
 #   make test     install, then run the tests
 #   make check    install, then lint, format check and types
-#   make gpu      tests and benchmarks that need a GPU, with the Python at hand and nothing installed
+#   make gpu      tests and benchmarks of the core that need a GPU; installs nothing, needs no Ray
 #   make test-legacy   the comparisons with transformers 4, in an environment of their own
 
 # PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
@@ -41,7 +41,7 @@ check: $(HAS_DEV)
 	$(BIN)/python -m mypy
 
 gpu:
-	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m gpu tests/longformer_core $(PYTEST_ARGS)
 	$(PYTHON) -m tests.bench.fused
 	$(PYTHON) -m tests.bench.fused_rows
 	$(PYTHON) -m tests.bench.encoder --device cuda
