@@ -19,7 +19,8 @@ LEGACY ?= transformers==4.57.6 tokenizers safetensors pytest hypothesis numpy py
 export TORCH
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip
+# What is imported is compiled then; most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install --no-compile
 # Stamps. The first holds the torch that was installed, as a constraint for what follows.
 HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
@@ -61,13 +62,13 @@ $(HAS_LEGACY): Makefile
 $(HAS_TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit("Longhaul needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $$TORCH
+	$(INSTALL) $$TORCH
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
 
 $(HAS_JOBS): $(HAS_TORCH) pyproject.toml
-	$(PIP) install --constraint $(HAS_TORCH) --editable .
+	$(INSTALL) --constraint $(HAS_TORCH) --editable .
 	touch $@
 
 $(HAS_DEV): $(HAS_TORCH) pyproject.toml
-	$(PIP) install --constraint $(HAS_TORCH) --editable '.[dev]'
+	$(INSTALL) --constraint $(HAS_TORCH) --editable '.[dev]'
 	touch $@ $(HAS_JOBS)

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def interpret(file: str, chosen: str, names: str = "") -> None:
     """Run the tests of a file that are so marked, and so named, with Triton's interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    # It computes in NumPy, a tile at a time: a second thread of torch would only be in the way.
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     options = ["-p", "no:cacheprovider", "-m", chosen, "-k", names]
     command = [sys.executable, "-m", "pytest", *options, file]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
