@@ -19,8 +19,7 @@ LEGACY ?= transformers==4.57.6 tokenizers safetensors pytest hypothesis numpy py
 export TORCH
 
 BIN := $(VENV)/bin
-# What is imported is compiled then; most of what is installed never is.
-INSTALL := $(BIN)/python -m pip install --no-compile
+PIP := $(BIN)/python -m pip
 # Stamps. The first holds the torch that was installed, as a constraint for what follows.
 HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
@@ -62,13 +61,13 @@ $(HAS_LEGACY): Makefile
 $(HAS_TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit("Longhaul needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $$TORCH
+	$(PIP) install $$TORCH
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
 
 $(HAS_JOBS): $(HAS_TORCH) pyproject.toml
-	$(INSTALL) --constraint $(HAS_TORCH) --editable .
+	$(PIP) install --constraint $(HAS_TORCH) --editable .
 	touch $@
 
 $(HAS_DEV): $(HAS_TORCH) pyproject.toml
-	$(INSTALL) --constraint $(HAS_TORCH) --editable '.[dev]'
+	$(PIP) install --constraint $(HAS_TORCH) --editable '.[dev]'
 	touch $@ $(HAS_JOBS)
