@@ -545,7 +545,7 @@ def _turn(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(_attend, _turn, setup_context=_save)
-has_no_gradient(_attend_backward)
+has_no_gradient(_attend_backward, "attention has no second derivative")
 
 
 def _gradient_of(x: Tensor) -> Tensor:

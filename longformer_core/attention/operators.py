@@ -33,13 +33,13 @@ def fake_of(made: torch._ops.OpOverload) -> Callable[[_Function], _Function]:
     return decorator
 
 
-def has_no_gradient(made: torch._ops.OpOverload) -> None:
+def has_no_gradient(made: torch._ops.OpOverload, reason: str) -> None:
     """Let an operator refuse to be differentiated: torch would only warn, and take it for constant.
 
     Raises: when its gradient is asked for, NotImplementedError.
     """
 
     def refuse(*_: Any) -> None:
-        raise NotImplementedError(f"{made} has no gradient; attention has no second derivative")
+        raise NotImplementedError(f"{made} has no gradient: {reason}")
 
     torch.library.register_autograd(made, refuse)

@@ -85,7 +85,7 @@ def _(queries: Tensor, *_: object) -> Tensor:
     return queries.new_empty(len(queries), queries.shape[1] * queries.shape[2])
 
 
-has_no_gradient(_rows_in_a_graph)
+has_no_gradient(_rows_in_a_graph, "compiled graphs of encoders are for inference")
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
