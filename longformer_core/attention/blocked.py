@@ -32,6 +32,7 @@ from longformer_core.attention.blocks import (
 from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
+from longformer_core.linear import computing_dtype
 
 
 def blocked_attention(
@@ -143,8 +144,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     wide = torch.promote_types(q.dtype, torch.float32)
+    is_fastest = q.device.type == "cpu" and computing_dtype(q.dtype, q.device) == wide
     # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
-    if call.dropout[0] or (q.device.type == "cpu" and q.dtype == wide):
+    if call.dropout[0] or is_fastest:
         lse = q.new_empty(*q.shape[:2], 1, dtype=wide) if needs_lse else None
         return _explicit(q.to(wide), k.to(wide), v.to(wide), call, lse).to(q.dtype), lse
     return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None

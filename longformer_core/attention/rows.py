@@ -24,6 +24,7 @@ from longformer_core.attention.segments import Segments
 from longformer_core.dropout import dropout
 from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
+from longformer_core.linear import is_plain_linear, linear
 
 Form = Literal["auto", "projected", "absorbed"]
 
@@ -186,20 +187,10 @@ def are_plain(key: nn.Module, value: nn.Module, *, required: bool) -> bool:
     return plain
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Tell whether a module is exactly `x W^T + b` with a local weight, so W may be used alone.
-
-    False for subclasses, parametrizations, hooks, wrapped, quantized or sharded weights.
-    """
-    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks)
-
-
 def _projected(document: _Document, key: nn.Module, value: nn.Module) -> Tensor:
     g, num_heads, head_dim = document.queries.shape
     keys, values = (
-        module(document.states).view(-1, num_heads, head_dim).transpose(0, 1)
+        linear(module, document.states).view(-1, num_heads, head_dim).transpose(0, 1)
         for module in (key, value)
     )
     scores = document.queries.transpose(0, 1) @ keys.transpose(1, 2)
@@ -232,7 +223,7 @@ def _projected_by_kernel(
     segments, is_valid = layout.plan(("fused rows", *documents), plan)
     tokens = _slots_of(states, layout.cu_seqlens, documents)
     keys, values = (
-        module(tokens).unflatten(-1, queries.shape[1:]).transpose(0, 1)[None]
+        torch.unflatten(linear(module, tokens), -1, queries.shape[1:]).transpose(0, 1)[None]
         for module in (key, value)
     )
     rows = _slots_of(queries, list(accumulate(layout.num_globals, initial=0)), documents)

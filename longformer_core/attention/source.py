@@ -28,6 +28,7 @@ from longformer_core.attention.rows import (
 from longformer_core.attention.segments import Segments
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
+from longformer_core.linear import linear
 
 # Documents share a padded tensor while the shorter ones waste no more than this.
 _SLACK_TOKENS = 32
@@ -287,7 +288,8 @@ def _projected(parts: list[Tensor], projections: Projections, num_heads: int) ->
     states = torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def heads(module: nn.Module) -> Tensor:
-        return _padded(module(states).unflatten(-1, (num_heads, -1)).split(sizes))
+        rows = torch.unflatten(linear(module, states), -1, (num_heads, -1))
+        return _padded(torch.split(rows, sizes))
 
     return _Projected([(heads(key), heads(value)) for key, value in projections])
 

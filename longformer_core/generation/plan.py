@@ -9,6 +9,7 @@ from longformer_core.chunks import most_rows
 from longformer_core.config import LEDConfig
 from longformer_core.errors import LongformerError, OutOfMemoryError, ShapeError, TooLongError
 from longformer_core.generation.handle import Handle
+from longformer_core.linear import computing_dtype
 from longformer_core.memory import encoding_numbers, row_numbers, source_numbers
 
 
@@ -25,6 +26,7 @@ class Plan:
     ) -> None:
         """See `Engine`."""
         self._config, self._dtype, self._form = config, dtype, form
+        self._encoding_dtype = computing_dtype(dtype, device)
         self._most_rows = most_rows(device)
         self.memory_bytes = memory_bytes
 
@@ -90,7 +92,7 @@ class Plan:
         numbers = encoding_numbers(
             config.d_model, config.encoder_ffn_dim, num_tokens, self._most_rows
         )
-        return numbers * self._dtype.itemsize + self.held_bytes([*decoding, *pack])
+        return numbers * self._encoding_dtype.itemsize + self.held_bytes([*decoding, *pack])
 
     def held_bytes(self, handles: Sequence[Handle]) -> int:
         """Return what documents take while they decode, at most.

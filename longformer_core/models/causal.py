@@ -15,6 +15,7 @@ from longformer_core.attention.window import window_attention
 from longformer_core.config import LongformerCausalConfig, LongformerConfig
 from longformer_core.dropout import Dropout
 from longformer_core.layout import Layout
+from longformer_core.linear import linear
 from longformer_core.models.base import LayerStack, PretrainedModel, activation, check_ids
 from longformer_core.models.losses import next_token_labels, refuse_masked, token_logits
 from longformer_core.models.outputs import LongformerCausalLMOutput
@@ -41,7 +42,8 @@ class LongformerCausalAttention(nn.Module):
 
     def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
         """Return [T, d]; `turns` are those of `rotations`."""
-        q, k, v = self.qkv(states).unflatten(-1, (3, len(self.dilations), -1)).unbind(1)
+        qkv = torch.unflatten(linear(self.qkv, states), -1, (3, len(self.dilations), -1))
+        q, k, v = qkv.unbind(1)
         out = window_attention(
             _turned(q, turns),
             _turned(k, turns),
@@ -52,8 +54,7 @@ class LongformerCausalAttention(nn.Module):
             dilation=self.dilations,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        mixed: Tensor = self.output(out.flatten(1))
-        return mixed
+        return linear(self.output, out.flatten(1))
 
 
 class LongformerCausalLayer(nn.Module):
@@ -77,8 +78,8 @@ class LongformerCausalLayer(nn.Module):
         """Return the next states [T, d]."""
         attended = self.attention(self.attention_norm(states), layout, turns)
         states = states + self.dropout(attended)
-        inner = self.activation(self.intermediate(self.intermediate_norm(states)))
-        out: Tensor = states + self.dropout(self.output(inner))
+        inner = self.activation(linear(self.intermediate, self.intermediate_norm(states)))
+        out: Tensor = states + self.dropout(linear(self.output, inner))
         return out
 
 

@@ -19,6 +19,7 @@ from longformer_core.chunks import in_chunks
 from longformer_core.config import LEDConfig
 from longformer_core.dropout import dropout
 from longformer_core.layout import Layout
+from longformer_core.linear import linear
 from longformer_core.models.base import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 
@@ -39,8 +40,7 @@ class LEDEncoderAttention(nn.Module):
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return [T, d]."""
-        out: Tensor = self.output(self.longformer_self_attn(states, layout))
-        return out
+        return linear(self.output, self.longformer_self_attn(states, layout))
 
 
 class LEDFeedForward(nn.Module):
@@ -62,8 +62,9 @@ class LEDFeedForward(nn.Module):
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Return the layer's result of what its attentions left."""
-        inner = dropout(self.activation(self.fc1(states)), self.activation_dropout, self.training)
-        out: Tensor = self.final_layer_norm(states + self.drop(self.fc2(inner)))
+        inner = self.activation(linear(self.fc1, states))
+        inner = dropout(inner, self.activation_dropout, self.training)
+        out: Tensor = self.final_layer_norm(states + self.drop(linear(self.fc2, inner)))
         return out
 
 
@@ -163,8 +164,7 @@ class LEDDecoderAttention(nn.Module):
 
     def heads(self, module: nn.Module, states: Tensor) -> Tensor:
         """Return `module(states)` [..., d] as [..., H, D]."""
-        out: Tensor = module(states).unflatten(-1, (self.num_heads, -1))
-        return out
+        return torch.unflatten(linear(module, states), -1, (self.num_heads, -1))
 
 
 class LEDDecoderLayer(LEDFeedForward):
@@ -191,13 +191,13 @@ class LEDDecoderLayer(LEDFeedForward):
         """Return the next states [R, d] of the new tokens, `rows` of them per document."""
         own, cross = self.self_attn, self.encoder_attn
         q, k, v = (own.heads(m, states) for m in (own.q_proj, own.k_proj, own.v_proj))
-        out = own.out_proj(attention.attend(self.index, q, k, v))
+        out = linear(own.out_proj, attention.attend(self.index, q, k, v))
         states = self.self_attn_layer_norm(states + self.drop(out))
         q = cross.heads(cross.q_proj, states)
         if maps is not None:
             maps.note_cross(q, cross.heads(cross.k_proj, maps.encoder_states))
         p = self.attention_dropout if self.training else 0.0
-        out = cross.out_proj(source.attend(self.index, q, rows, dropout_p=p))
+        out = linear(cross.out_proj, source.attend(self.index, q, rows, dropout_p=p))
         states = self.encoder_attn_layer_norm(states + self.drop(out))
         return self.feed_forward(states)
 

@@ -13,6 +13,7 @@ from longformer_core.config import LongformerConfig
 from longformer_core.dropout import Dropout
 from longformer_core.errors import TooLongError
 from longformer_core.layout import Layout
+from longformer_core.linear import linear
 from longformer_core.models.base import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 
@@ -69,7 +70,7 @@ class LongformerSelfOutput(nn.Module):
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """Return [T, d]."""
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        out: Tensor = self.LayerNorm(self.dropout(linear(self.dense, states)) + residual)
         return out
 
 
@@ -98,7 +99,8 @@ class LongformerLayer(nn.Module):
 
     def _after_attention(self, attended: Tensor, states: Tensor) -> Tensor:
         states = self.attention["output"](attended, states)
-        out: Tensor = self.output(self.activation(self.intermediate["dense"](states)), states)
+        inner = self.activation(linear(self.intermediate["dense"], states))
+        out: Tensor = self.output(inner, states)
         return out
 
     def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

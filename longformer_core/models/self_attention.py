@@ -10,6 +10,7 @@ from longformer_core.attention.probabilities import banded_probabilities, global
 from longformer_core.attention.rows import global_attention
 from longformer_core.attention.window import window_attention
 from longformer_core.layout import Layout
+from longformer_core.linear import linear
 
 
 class LongformerSelfAttention(nn.Module):
@@ -71,5 +72,4 @@ class LongformerSelfAttention(nn.Module):
 
     def _heads(self, module: nn.Module, states: Tensor) -> Tensor:
         """Return `module(states)` [T, d] as [T, H, D]."""
-        out: Tensor = module(states).unflatten(-1, (self.num_heads, -1))
-        return out
+        return torch.unflatten(linear(module, states), -1, (self.num_heads, -1))

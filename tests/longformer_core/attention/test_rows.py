@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from longformer_core.attention import rows
-from longformer_core.attention.rows import global_attention, is_plain_linear
+from longformer_core.attention.rows import global_attention
 from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 from tests.longformer_core.attention.test_blocked import layouts
@@ -122,16 +122,6 @@ class TestGlobalAttention:
         assert (out - plain).abs().max() > 0.1
         with pytest.raises(ConfigError, match="not LowRank and Linear"):
             global_attention(states, layout, query, wrapped, value, HEADS, form="absorbed")
-
-    def test_a_hooked_projection_is_not_plain(self) -> None:
-        module = nn.Linear(2, 2)
-        assert is_plain_linear(module)
-        handle = module.register_forward_hook(lambda *_: None)
-        assert not is_plain_linear(module)
-        handle.remove()
-        assert is_plain_linear(module)
-        nn.utils.parametrizations.weight_norm(module)
-        assert not is_plain_linear(module)
 
     def test_gradients_of_both_forms_agree(self) -> None:
         layout = Layout.from_lengths([30, 9], [[0, 4], [8]])

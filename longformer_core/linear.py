@@ -1,0 +1,78 @@
+"""Products of tokens and weights: where all of a model's linear layers but its heads are computed.
+
+Without AMX, oneDNN multiplies bfloat16 on x86 CPUs at 0.6 of the speed of float32; only the few
+rows of a decoder, which wait for their weights to be read, are faster in 16 bits. So many rows are
+multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32 sums.
+"""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longformer_core.chunks import in_chunks
+
+logger = logging.getLogger(__name__)
+
+# With fewer rows it takes longer to widen the weights than is gained.
+_MANY_ROWS = 96
+
+
+def linear(module: nn.Module, states: Tensor) -> Tensor:
+    """Return `module(states)`, in float32 where that is the faster way to the same numbers.
+
+    Not where a gradient may be wanted, which would keep the wide copies, nor in a compiled graph,
+    nor of a module that is more than a plain `nn.Linear` (see `is_plain_linear`).
+    Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
+    """
+    if _is_faster_wide(module, states):
+        assert isinstance(module, nn.Linear)
+        weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
+        return in_chunks(
+            lambda rows: functional.linear(rows.float(), weight, bias).to(rows.dtype), states
+        )
+    out: Tensor = module(states)
+    return out
+
+
+def _is_faster_wide(module: nn.Module, states: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or len(states) < _MANY_ROWS:
+        return False
+    if computing_dtype(states.dtype, states.device) == states.dtype:
+        return False
+    return is_plain_linear(module) and module.weight.dtype == states.dtype
+
+
+def computing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return what products of many rows are computed in for inputs of this dtype."""
+    is_slow = dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bfloat16_slowly()
+    return torch.float32 if is_slow else dtype
+
+
+@functools.cache
+def multiplies_bfloat16_slowly() -> bool:
+    """Tell whether this machine's CPU multiplies float32 faster; said once in the log.
+
+    Measured on Intel's; AMD's with instructions for bfloat16, and other architectures, are left to
+    what was asked for.
+    """
+    has = torch.cpu.get_capabilities()
+    is_amd = "AMD" in str(has.get("cpu_name", ""))
+    is_slow = has.get("architecture") == "x86_64" and not (
+        has.get("amx_bf16") or (is_amd and has.get("avx512_bf16"))
+    )
+    if is_slow:
+        logger.info("this CPU has no AMX: products of many rows of bfloat16 are made in float32")
+    return is_slow
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Tell whether a module is exactly `x W^T + b` with a local weight, so W may be used alone.
+
+    False for subclasses, parametrizations, hooks, wrapped, quantized or sharded weights.
+    """
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks)
