@@ -11,9 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from longformer_core import linear
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.estimate import estimate_cost
+from longformer_core.generation.config import GenerationConfig
+from longformer_core.generation.handle import Handle, Request
+from longformer_core.generation.plan import Plan
 from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
@@ -135,6 +139,26 @@ def test_activations_of_more_rows_than_the_feed_forward_takes_at_once(length: in
     with torch.no_grad():
         _, peak = measured(model, lambda: model(**batch([length], 1)))
     assert 0.8 <= peak / estimate_cost(model.config, [length]).activation_bytes <= 1.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_slow", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_engine_plans_what_encoding_takes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_slow: bool
+) -> None:
+    monkeypatch.setattr(linear, "multiplies_bfloat16_slowly", lambda: is_slow)
+    shape = {"d_model": 256, "encoder_layers": 2, "encoder_ffn_dim": 1024, "decoder_layers": 1}
+    config = LEDConfig(vocab_size=200, attention_window=64, **shape)
+    model = LEDForConditionalGeneration(config).eval().to(dtype)
+    encoder, document = model.get_encoder(), [5] * 3000
+    layout = Layout.from_lengths([len(document)], [[0]])
+    words = encoder.embed_tokens(torch.tensor(document))
+    _, peak = measured(model, lambda: encoder(words, layout.positions, layout))
+    plan = Plan(model.config, dtype, model.device, "auto", 2**40)
+    handle = Handle(Request(document, GenerationConfig()))
+    planned = plan.num_bytes([handle]) - plan.held_bytes([handle])
+    assert 0.7 <= peak / planned <= 1.2
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
