@@ -7,6 +7,7 @@ to end, one row per document, so that Ray's row-id checkpoint holds.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +93,19 @@ def plan_resources(
         count = num_workers or max(1, num_cores // 8)
         threads = max(1, num_cores // count)
         cpus = float(min(threads, int(_share(num_cpus, count))))
-    rows = rows_per_block or min(max(num_rows // (32 * count), 8), 128)
+    rows = rows_per_block or _rows_per_block(num_rows, BLOCKS_AT_ONCE * count)
     return Resources(count, device, threads, cpus, max(1, worker_memory_bytes), rows)
+
+
+def _rows_per_block(num_rows: int, at_once: int) -> int:
+    """Return so few rows that a kill undoes little, and no odd block is worked on alone at the end.
+
+    at_once: blocks that all workers work on together.
+    """
+    num_blocks = num_rows // min(max(num_rows // (16 * at_once), 8), 128)
+    if num_blocks > at_once:
+        num_blocks -= num_blocks % at_once
+    return math.ceil(num_rows / max(1, num_blocks)) or 1
 
 
 def _share(num_cpus: float, num_workers: int) -> float:

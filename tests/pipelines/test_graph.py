@@ -11,10 +11,10 @@ from pipelines.graph import Resources, plan_resources
 from tests.pipelines.driving import Trial, summaries
 
 
-def plan(**given: Any) -> Resources:
+def plan(num_rows: int = 10_000, **given: Any) -> Resources:
     cluster = {"num_cpus": 18.0, "num_cores": 16, "num_gpus": 0.0, "device": "cpu"}
     asked = {"num_workers": None, "rows_per_block": None, "worker_memory_bytes": 0}
-    return plan_resources(10_000, **cluster | asked | given)
+    return plan_resources(num_rows, **cluster | asked | given)
 
 
 def test_workers_divide_a_machine() -> None:
@@ -37,6 +37,25 @@ def test_a_gpu_is_one_workers_alone() -> None:
 def test_what_a_kill_can_undo_grows_with_the_workers() -> None:
     assert plan(num_workers=1).blocks_at_risk == 6
     assert plan(num_workers=3).blocks_at_risk == 18
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_workers", "rows"),
+    [
+        (0, 1, 1),
+        (15, 1, 15),
+        (16, 1, 8),
+        (24, 1, 12),
+        (40, 1, 10),
+        (24, 2, 8),
+        (1000, 1, 32),
+        (100_000, 1, 129),
+        (100_000, 4, 129),
+    ],
+)
+def test_all_workers_have_blocks_to_the_end(num_rows: int, num_workers: int, rows: int) -> None:
+    assert plan(num_rows, num_workers=num_workers).rows_per_block == rows
+    assert plan(num_rows, num_workers=num_workers, rows_per_block=3).rows_per_block == 3
 
 
 def test_a_worker_decodes_the_documents_of_two_blocks_together(
