@@ -23,8 +23,8 @@ _MANY_ROWS = 96
 def linear(module: nn.Module, states: Tensor) -> Tensor:
     """Return `module(states)`, in float32 where that is the faster way to the same numbers.
 
-    Not where a gradient may be wanted, which would keep the wide copies, nor in a compiled graph,
-    nor of a module that is more than a plain `nn.Linear` (see `is_plain_linear`).
+    Not of few rows, nor where a gradient may be wanted, which would keep the wide copies, nor in a
+    compiled graph, nor of a module that is more than a plain `nn.Linear` (see `is_plain_linear`).
     Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
     """
     if _is_faster_wide(module, states):
