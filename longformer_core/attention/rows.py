@@ -77,7 +77,7 @@ def _rows_in_a_graph(
     implementation: str,
 ) -> Tensor:
     """Compute `_rows` as one node of a compiled graph, whatever the documents; not in training."""
-    key, value = _linear(key_weight, key_bias), _linear(value_weight, value_bias)
+    key, value = _module_of(key_weight, key_bias), _module_of(value_weight, value_bias)
     return _rows(queries, states, Layout.of_number(layout), key, value, form, 0.0, implementation)
 
 
@@ -89,7 +89,7 @@ def _(queries: Tensor, *_: object) -> Tensor:
 has_no_gradient(_rows_in_a_graph, "compiled graphs of encoders are for inference")
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def _module_of(weight: Tensor, bias: Tensor) -> nn.Linear:
     with torch.device("meta"):
         module = nn.Linear(weight.shape[1], weight.shape[0])
     module.weight = nn.Parameter(weight, requires_grad=False)
