@@ -25,6 +25,7 @@ HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
 HAS_DEV := $(VENV)/.longhaul-dev
 HAS_LEGACY := $(VENV_LEGACY)/.longhaul-legacy
+COMPILED := longformer_core/few_rows.cpp
 
 .DELETE_ON_ERROR:
 .PHONY: demo test check gpu test-legacy
@@ -64,10 +65,10 @@ $(HAS_TORCH):
 	$(PIP) install $$TORCH
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
 
-$(HAS_JOBS): $(HAS_TORCH) pyproject.toml
+$(HAS_JOBS): $(HAS_TORCH) pyproject.toml $(COMPILED)
 	$(PIP) install --constraint $(HAS_TORCH) --editable .
 	touch $@
 
-$(HAS_DEV): $(HAS_TORCH) pyproject.toml
+$(HAS_DEV): $(HAS_TORCH) pyproject.toml $(COMPILED)
 	$(PIP) install --constraint $(HAS_TORCH) --editable '.[dev]'
 	touch $@ $(HAS_JOBS)

@@ -1,20 +1,19 @@
-"""Products of tokens and weights: where all of a model's linear layers but its heads are computed.
+"""Products of tokens and weights: where all of a model's linear layers are computed.
 
-Without AMX, oneDNN multiplies bfloat16 on x86 CPUs at 0.6 of the speed of float32; only the few
-rows of a decoder, which wait for their weights to be read, are faster in 16 bits. So many rows are
+Without AMX, oneDNN multiplies bfloat16 on x86 CPUs at 0.6 of the speed of float32. So many rows are
 multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32 sums.
+Few rows, which wait for their weights to be read, have kernels of their own (`few_rows.py`).
 """
 
-import functools
-import logging
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longformer_core import few_rows
 from longformer_core.chunks import in_chunks
-
-logger = logging.getLogger(__name__)
+from longformer_core.cpu import multiplies_bfloat16_slowly
 
 # With fewer rows it takes longer to widen the weights than is gained.
 _MANY_ROWS = 96
@@ -23,8 +22,8 @@ _MANY_ROWS = 96
 def linear(module: nn.Module, states: Tensor) -> Tensor:
     """Return `module(states)`, in float32 where that is the faster way to the same numbers.
 
-    Not of few rows, nor where a gradient may be wanted, which would keep the wide copies, nor in a
-    compiled graph, nor of a module that is more than a plain `nn.Linear` (see `is_plain_linear`).
+    Not where a gradient may be wanted, nor in a compiled graph, nor of a module that is more than a
+    plain `nn.Linear` (see `is_plain_linear`).
     Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
     """
     if _is_faster_wide(module, states):
@@ -33,6 +32,13 @@ def linear(module: nn.Module, states: Tensor) -> Tensor:
         return in_chunks(
             lambda rows: functional.linear(rows.float(), weight, bias).to(rows.dtype), states
         )
+    return linear_of_head(module, states)
+
+
+def linear_of_head(module: nn.Module, states: Tensor) -> Tensor:
+    """Do the same for a head, whose weights are too many to be widened with profit."""
+    if is_plain_linear(module) and few_rows.can_multiply(states, module.weight):
+        return few_rows.multiply(states, module.weight, module.bias)
     out: Tensor = module(states)
     return out
 
@@ -51,24 +57,7 @@ def computing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if is_slow else dtype
 
 
-@functools.cache
-def multiplies_bfloat16_slowly() -> bool:
-    """Tell whether this machine's CPU multiplies float32 faster; said once in the log.
-
-    Measured on Intel's; AMD's with instructions for bfloat16, and other architectures, are left to
-    what was asked for.
-    """
-    has = torch.cpu.get_capabilities()
-    is_amd = "AMD" in str(has.get("cpu_name", ""))
-    is_slow = has.get("architecture") == "x86_64" and not (
-        has.get("amx_bf16") or (is_amd and has.get("avx512_bf16"))
-    )
-    if is_slow:
-        logger.info("this CPU has no AMX: products of many rows of bfloat16 are made in float32")
-    return is_slow
-
-
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether a module is exactly `x W^T + b` with a local weight, so W may be used alone.
 
     False for subclasses, parametrizations, hooks, wrapped, quantized or sharded weights.

@@ -29,10 +29,10 @@ from longformer_core.attention.blocks import (
     row_length,
     whole,
 )
-from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.dropout import draw_kept
 from longformer_core.layout import Layout
 from longformer_core.linear import computing_dtype
+from longformer_core.operators import fake_of, has_no_gradient, operator
 
 
 def blocked_attention(

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.attention.band import Band
 from longformer_core.attention.fused_work import ITEM, Call
-from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.layout import Layout
+from longformer_core.operators import fake_of, has_no_gradient, operator
 
 
 class Tiles(NamedTuple):

@@ -44,8 +44,8 @@ from longformer_core.attention.fused import (
     _with_unit_stride,
 )
 from longformer_core.attention.fused_work import softmax_arguments
-from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.attention.segments import Segment, Segments
+from longformer_core.operators import fake_of, has_no_gradient, operator
 
 # By kernel, rows of a segment up to, padded head size up to, bytes of a number. `own` are rows,
 # but of "keys" keys. Chosen by compiling, like those of fused.py: 16 rows are the least that a

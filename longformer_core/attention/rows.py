@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from longformer_core.attention.dispatch import Implementation, choose
-from longformer_core.attention.operators import fake_of, has_no_gradient, operator
 from longformer_core.attention.segments import Segments
 from longformer_core.dropout import dropout
 from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 from longformer_core.linear import is_plain_linear, linear
+from longformer_core.operators import fake_of, has_no_gradient, operator
 
 Form = Literal["auto", "projected", "absorbed"]
 

@@ -2,7 +2,7 @@
 
 Both forms of `rows.py`: keys and values of every layer, or the encoder's states alone, which all
 layers share and whose weights are multiplied into queries and results. The first one is read by the
-kernels of `fused_rows.py` on devices that run them.
+kernels of `fused_rows.py` on GPUs and of `few_rows.py` on CPUs, where they run.
 Shape letters: T packed tokens, n tokens of the longest document of a group, B documents of it, b
 rows (beams, or tokens of a target) per document, R rows of all documents, H heads, D head
 dimension, d = H * D.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from longformer_core import few_rows
 from longformer_core.attention.dispatch import Implementation, choose
 from longformer_core.attention.rows import (
     Form,
@@ -35,9 +36,6 @@ _SLACK_TOKENS = 32
 _SLACK_SHARE = 8
 
 Projections = Sequence[tuple[nn.Module, nn.Module]]
-# How a padded group says where its documents end: for kernels, or as an additive mask [B, 1, 1, n],
-# None when nothing is padded.
-_Ends = Segments | Tensor | None
 
 
 class Source:
@@ -98,7 +96,7 @@ class Source:
                     held = _projected(parts, projections, num_heads)
                 sizes = [len(part) for part in parts]
                 ends = _ends(sizes, states, is_fused=is_fused and not is_absorbed)
-                groups.append(_Group(docs, sizes, ends, held))
+                groups.append(_Group(docs, ends, held))
         # Not a slice, which would keep all of the states.
         self._like = states.new_empty(0)
         self._arrange(groups)
@@ -163,6 +161,15 @@ class Source:
         self._arrange(self._groups + moved)
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """Where the documents of a padded group end."""
+
+    lengths: list[int]
+    # For Triton's kernels, or additive [B, 1, 1, n] for torch; None when nothing is padded.
+    mask: Segments | Tensor | None
+
+
 class _Held(Protocol):
     """The documents of one group in one form."""
 
@@ -190,10 +197,12 @@ class _Projected:
 
     def attend(self, layer: int, q: Tensor, ends: _Ends, dropout_p: float) -> Tensor:
         keys, values = self.layers[layer]
-        if isinstance(ends, Segments):
-            return _by_kernel(q, keys, values, ends, dropout_p)
+        if isinstance(ends.mask, Segments):
+            return _by_kernel(q, keys, values, ends.mask, dropout_p)
+        if not dropout_p and few_rows.can_attend(q, keys, values):
+            return few_rows.attend(q, keys, values, ends.lengths)
         out = scaled_dot_product_attention(
-            q.transpose(1, 2), keys, values, attn_mask=ends, dropout_p=dropout_p
+            q.transpose(1, 2), keys, values, attn_mask=ends.mask, dropout_p=dropout_p
         )
         return out.transpose(1, 2)
 
@@ -214,7 +223,7 @@ class _Absorbed:
         return [self.states]
 
     def attend(self, layer: int, q: Tensor, ends: _Ends, dropout_p: float) -> Tensor:
-        assert not isinstance(ends, Segments)
+        assert not isinstance(ends.mask, Segments)
         q = q.transpose(1, 2)
         key, value = self.projections[layer]
         assert isinstance(key, nn.Linear)
@@ -229,7 +238,7 @@ class _Absorbed:
             rows,
             self.states,
             self.states,
-            attn_mask=ends,
+            attn_mask=ends.mask,
             dropout_p=dropout_p,
             scale=head_dim**-0.5,
         )
@@ -244,10 +253,9 @@ class _Absorbed:
 
 @dataclass(frozen=True)
 class _Group:
-    """Documents of similar length, by their places in the source, and their lengths."""
+    """Documents of similar length, by their places in the source."""
 
     documents: list[int]
-    lengths: list[int]
     ends: _Ends
     held: _Held
 
@@ -262,7 +270,7 @@ class _Group:
         documents = [new_place[self.documents[slot]] for slot in slots]
         if count == len(self.documents):
             return replace(self, documents=documents)
-        lengths = [self.lengths[slot] for slot in slots]
+        lengths = [self.ends.lengths[slot] for slot in slots]
         longest = max(1, *lengths) if lengths else 1
         moves = [(new, old) for new, old in enumerate(slots) if new != old]
 
@@ -273,9 +281,8 @@ class _Group:
             is_mostly_gone = tensor.untyped_storage().nbytes() > 2 * kept.nbytes
             return kept.clone() if is_mostly_gone else kept
 
-        is_fused = isinstance(self.ends, Segments)
-        ends = _ends(lengths, like, is_fused=is_fused) if lengths else None
-        return _Group(documents, lengths, ends, self.held.map(change))
+        ends = _ends(lengths, like, is_fused=isinstance(self.ends.mask, Segments))
+        return _Group(documents, ends, self.held.map(change))
 
 
 def _is_cheap(num_rows: int | None, n: int, num_heads: int, d: int) -> bool:
@@ -346,9 +353,11 @@ def _by_kernel(
 
 def _ends(lengths: list[int], like: Tensor, *, is_fused: bool) -> _Ends:
     """Say where the documents of one padded group end; made when the group changes, not by step."""
+    if not lengths:
+        return _Ends(lengths, None)
     if is_fused:
-        return Segments.padded(lengths, max(1, *lengths), like.device)
-    return _padding_bias(lengths, like)
+        return _Ends(lengths, Segments.padded(lengths, max(1, *lengths), like.device))
+    return _Ends(lengths, _padding_bias(lengths, like))
 
 
 def _padding_bias(lengths: list[int], like: Tensor) -> Tensor | None:

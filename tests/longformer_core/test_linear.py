@@ -119,7 +119,7 @@ class TestLinear:
         assert multiplied_in(module, draw()) == {torch.bfloat16}
 
     @pytest.mark.usefixtures("slow")
-    def test_few_rows_are_left_alone(self, module: nn.Linear) -> None:
+    def test_few_rows_stay_in_16_bits(self, module: nn.Linear) -> None:
         assert multiplied_in(module, draw(4)) == {torch.bfloat16}
         assert linear(module, draw(0)).shape == (0, WIDTH)
 

@@ -31,15 +31,15 @@ Document = list[int]
 
 @functools.cache
 def models(
-    seed: int, vocab_size: int = VOCAB
+    seed: int, vocab_size: int = VOCAB, **sizes: int
 ) -> tuple[LEDForConditionalGeneration, transformers.LEDForConditionalGeneration]:
-    """One random model in both libraries.
+    """One random model in both libraries, of `SIZES` but for those given.
 
     Its decoder is balanced by hand so that texts vary with source and position, and mostly end.
     """
     torch.manual_seed(seed)
-    sizes = SIZES | {"vocab_size": vocab_size}
-    ours = LEDForConditionalGeneration(LEDConfig(**sizes)).eval()
+    given = SIZES | {"vocab_size": vocab_size} | sizes
+    ours = LEDForConditionalGeneration(LEDConfig(**given)).eval()
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() == 1:
@@ -51,7 +51,7 @@ def models(
             layer.encoder_attn.out_proj.weight *= 0.8
             layer.fc2.weight *= 0.3
         ours.final_logits_bias[0, 2] = 3.0
-    theirs = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**sizes)).eval()
+    theirs = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**given)).eval()
     theirs.load_state_dict(ours.state_dict(), strict=False)
     theirs.tie_weights()
     theirs.generation_config = transformers.GenerationConfig(
