@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 _CHUNK = 32
 # Between these torch is behind. One or two rows of float32 it reads at the same speed; of 16 bits
 # it multiplies many rows by instructions for matrices where there are any.
-_ROWS_FLOAT32 = range(3, 25)
-_ROWS_BFLOAT16 = range(1, 96)
+_ROWS_FLOAT32 = range(3, 17)
+_ROWS_BFLOAT16 = range(1, 65)
 _ROWS_BFLOAT16_BESIDE_AMX = range(1, 9)
 _MOST_ROWS_OF_A_DOCUMENT = 16
 

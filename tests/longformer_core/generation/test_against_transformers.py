@@ -59,13 +59,18 @@ class Case:
     positions: list[list[int]]
     options: dict[str, Any]
 
+    @property
+    def models(self) -> Models:
+        """Every other model has heads that the kernels for few rows on CPUs read."""
+        return models(self.model, d_model=128) if self.model % 2 else models(self.model)
+
     def ours(self) -> list[list[Document]]:
-        outcomes = decode(models(self.model)[0], self.texts, self.options, positions=self.positions)
+        outcomes = decode(self.models[0], self.texts, self.options, positions=self.positions)
         assert [outcome.error for outcome in outcomes] == [None] * len(self.texts)
         return [outcome.sequences for outcome in outcomes]
 
     def theirs(self, **arguments: Any) -> list[list[Document]]:
-        _, model = models(self.model)
+        _, model = self.models
         rows, _ = published(model, self.texts, self.options, positions=self.positions, **arguments)
         return rows
 
@@ -141,7 +146,7 @@ def score_of(case: Case, document: int, row: Sequence[int]) -> float:
     A beam's is the sum of its log-probabilities after the rules, in float32; a greedy row, which
     is never compared with rows of another past, has the last token's logit after the rules.
     """
-    model, _ = models(case.model)
+    model, _ = case.models
     options = GenerationConfig(**case.options)
     rules = ScoreRules(options, CPU)
     text = torch.tensor([case.texts[document]])
@@ -251,9 +256,9 @@ class Altered(Case):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_only_equal_scores_explain_a_difference(num_beams: int) -> None:
     texts, options = documents(0, 20, 30, 40), {"max_new_tokens": 6, "num_beams": num_beams}
-    case = Altered(99, texts, [[0]] * 3, options)
+    case = Altered(98, texts, [[0]] * 3, options)
     # A tie: tokens 50 and 51 are one row of the model's tied embedding, and likely.
-    for model in models(99):
+    for model in case.models:
         with torch.no_grad():
             model.get_input_embeddings().weight[51] = model.get_input_embeddings().weight[50]
             model.final_logits_bias[0, 50:52] = 6.0

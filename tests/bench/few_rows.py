@@ -1,0 +1,120 @@
+"""The kernels for a decoder's few rows on CPUs against torch's, at the sizes of the base models.
+
+    python -m tests.bench.few_rows [--rounds 9] [--threads 2]
+
+Products with the weights of a layer and of the output projection, and attention to the keys and
+values of a source (12 heads of 64). Each call goes through as many weights, or layers, as do not
+fit into the caches. Outputs are compared with float64 first: where ours are further off than
+torch's, no speed is printed. `ratio` is torch's time over ours, `gb_per_s` what ours reads.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from longformer_core import few_rows
+from tests.bench.measure import alternate, distance, emit
+
+HEADS, HEAD_DIM = 12, 64
+WEIGHTS = ((768, 768), (3072, 768), (768, 3072), (50265, 768))
+ROWS = {torch.float32: (1, 4, 8, 16, 24), torch.bfloat16: (1, 4, 8, 16, 32, 64)}
+SOURCES = (2048, 16384)
+# More than the second level of caches; the third belongs to a whole server.
+BYTES = 200_000_000
+
+Call = Callable[[], Tensor]
+
+
+def compare(name: str, pairs: list[tuple[Call, Call, Call]], num_bytes: int, rounds: int) -> None:
+    """Measure calls of (ours, torch's, torch's in float64), which read so many bytes each."""
+    mine, theirs, exact = (call() for call in pairs[0])
+    errors = distance(mine, exact), distance(theirs, exact)
+    assert errors[0] <= 1.5 * errors[1] + 1e-7, f"{name}: errors {errors}: no speed is printed"
+    seconds = alternate(
+        {
+            "ours": lambda: [ours() for ours, _, _ in pairs],
+            "torch": lambda: [torchs() for _, torchs, _ in pairs],
+        },
+        rounds,
+    )
+    emit(
+        "few rows",
+        name,
+        ratio=seconds["torch"] / seconds["ours"],
+        gb_per_s=num_bytes * len(pairs) / seconds["ours"] / 1e9,
+        ms=1e3 * seconds["ours"] / len(pairs),
+        torch_ms=1e3 * seconds["torch"] / len(pairs),
+        error=errors[0],
+        torch_error=errors[1],
+        rounds=rounds,
+    )
+
+
+def bench_products(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, rounds: int) -> None:
+    x = torch.randn(num_rows, shape[1]).to(dtype)
+    num_bytes = shape[0] * shape[1] * x.element_size()
+    weights = [torch.randn(shape).to(dtype) for _ in range(max(2, BYTES // num_bytes))]
+    compare(
+        f"{shape[0]} x {shape[1]}, {num_rows} rows, {dtype}".replace("torch.", ""),
+        [
+            (
+                lambda w=w: few_rows.multiply(x, w, None),
+                lambda w=w: linear(x, w),
+                lambda w=w: linear(x.double(), w.double()),
+            )
+            for w in weights
+        ],
+        num_bytes,
+        rounds,
+    )
+
+
+def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: int) -> None:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, HEAD_DIM).to(dtype)
+
+    def by_torch(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q.transpose(1, 2), keys, values).transpose(1, 2)
+
+    q = draw(num_rows, HEADS)
+    num_bytes = 2 * HEADS * num_tokens * HEAD_DIM * q.element_size()
+    layers = [
+        (draw(HEADS, num_tokens), draw(HEADS, num_tokens))
+        for _ in range(max(2, BYTES // num_bytes))
+    ]
+    compare(
+        f"{num_tokens} tokens, {num_rows} rows, {dtype}".replace("torch.", ""),
+        [
+            (
+                lambda k=k, v=v: few_rows.attend(q, k, v, [num_tokens]),
+                lambda k=k, v=v: by_torch(q, k, v),
+                lambda k=k, v=v: by_torch(q.double(), k.double(), v.double()),
+            )
+            for k, v in layers
+        ],
+        num_bytes,
+        rounds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for dtype, rows in ROWS.items():
+            for num_rows in rows:
+                for shape in WEIGHTS:
+                    bench_products(shape, num_rows, dtype, given.rounds)
+                for num_tokens in SOURCES if num_rows <= 16 else ():
+                    bench_attention(num_tokens, num_rows, dtype, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
