@@ -266,8 +266,8 @@ inline void mix(const float (&fades)[kTile], const float (&weights)[kTile][kBloc
   }
 }
 
-// One document, by strides in elements. Keys and values [H, n, D], queries and results [rows, H,
-// D].
+// One document: queries and results [rows, H, D]; keys and values [H, n, D], whose heads lie
+// `head_stride` elements apart.
 template <class T>
 struct Document {
   using E = typename T::Element;

@@ -35,11 +35,18 @@ _ROWS_BFLOAT16_BESIDE_AMX = range(1, 9)
 _MOST_ROWS_OF_A_DOCUMENT = 16
 
 
-def can_multiply(states: Tensor, weight: Tensor) -> bool:
-    """Tell whether `multiply` takes these, and is the faster way."""
-    if states.dim() != 2 or not _can_compute(states, weight) or not weight.is_contiguous():
+def can_multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether `multiply` takes these, and is the faster way.
+
+    Not if they do not fit together either: torch then says what is wrong.
+    """
+    tensors = (states, weight) if bias is None else (states, weight, bias)
+    if states.dim() != 2 or not _can_compute(*tensors) or not weight.is_contiguous():
         return False
-    return states.shape[1] % _CHUNK == 0 and len(states) in _rows_to_multiply(states.dtype)
+    length = states.shape[1]
+    if length % _CHUNK or weight.shape[1:] != (length,):
+        return False
+    return len(states) in _rows_to_multiply(states.dtype)
 
 
 def multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,12 +93,15 @@ has_no_gradient(_multiply, "it is for decoders' steps")
 
 
 def can_attend(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Tell whether `attend` takes these, and is the faster way."""
-    if not _can_compute(q, keys, values) or keys.stride() != values.stride():
+    """Tell whether `attend` takes these, and is the faster way; see `can_multiply`."""
+    if not _can_compute(q, keys, values):
         return False
-    rows, head_dim = q.shape[1], q.shape[3]
-    are_rows_together = keys.stride()[2:] == (head_dim, 1)
-    return are_rows_together and head_dim % _CHUNK == 0 and rows <= _MOST_ROWS_OF_A_DOCUMENT
+    num_documents, rows, num_heads, head_dim = q.shape
+    if head_dim % _CHUNK or rows > _MOST_ROWS_OF_A_DOCUMENT or keys.shape != values.shape:
+        return False
+    fits = keys.shape[:2] == (num_documents, num_heads) and keys.shape[3] == head_dim
+    # Rows lie together, in keys and values alike.
+    return fits and keys.stride() == values.stride() and keys.stride()[2:] == (head_dim, 1)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ _MANY_ROWS = 96
 
 
 def linear(module: nn.Module, states: Tensor) -> Tensor:
-    """Return `module(states)`, in float32 where that is the faster way to the same numbers.
+    """Return `module(states)`, by the fastest way to the same numbers.
 
     Not where a gradient may be wanted, nor in a compiled graph, nor of a module that is more than a
     plain `nn.Linear` (see `is_plain_linear`).
@@ -37,7 +37,7 @@ def linear(module: nn.Module, states: Tensor) -> Tensor:
 
 def linear_of_head(module: nn.Module, states: Tensor) -> Tensor:
     """Do the same for a head, whose weights are too many to be widened with profit."""
-    if is_plain_linear(module) and few_rows.can_multiply(states, module.weight):
+    if is_plain_linear(module) and few_rows.can_multiply(states, module.weight, module.bias):
         return few_rows.multiply(states, module.weight, module.bias)
     out: Tensor = module(states)
     return out

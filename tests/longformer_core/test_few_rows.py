@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from longformer_core import few_rows
 from longformer_core.cpu import has_avx512
+from longformer_core.linear import linear as linear_of
 from tests.longformer_core.generation.helpers import decode, documents, models, published
 
 CAN_RUN = few_rows._kernels() is not None
@@ -186,29 +187,42 @@ class TestWhere:
 
     @needs_kernels
     def test_few_rows_and_no_others(self) -> None:
-        assert few_rows.can_multiply(self.X, self.W)
-        assert not few_rows.can_multiply(draw(500, 64), self.W)
-        assert not few_rows.can_multiply(self.X[:0], self.W)
+        assert few_rows.can_multiply(self.X, self.W, None)
+        assert not few_rows.can_multiply(draw(500, 64), self.W, None)
+        assert not few_rows.can_multiply(self.X[:0], self.W, None)
         assert not few_rows.can_attend(draw(1, 17, 2, 64), *[draw(1, 2, 9, 64)] * 2)
 
     @needs_kernels
     def test_not_what_it_cannot_read(self) -> None:
-        assert not few_rows.can_multiply(self.X.double(), self.W.double())
-        assert not few_rows.can_multiply(self.X, self.W.bfloat16())
-        assert not few_rows.can_multiply(self.X.to("meta"), self.W.to("meta"))
-        assert not few_rows.can_multiply(draw(4, 40), draw(8, 40))
-        assert not few_rows.can_multiply(self.X, draw(64, 8).T)
-        assert not few_rows.can_multiply(self.X[None], self.W)
+        assert not few_rows.can_multiply(self.X.double(), self.W.double(), None)
+        assert not few_rows.can_multiply(self.X, self.W.bfloat16(), None)
+        assert not few_rows.can_multiply(self.X.to("meta"), self.W.to("meta"), None)
+        assert not few_rows.can_multiply(draw(4, 40), draw(8, 40), None)
+        assert not few_rows.can_multiply(self.X, draw(64, 8).T, None)
+        assert not few_rows.can_multiply(self.X[None], self.W, None)
         q, keys = draw(1, 4, 2, 64), draw(1, 9, 2, 64).transpose(1, 2)
         assert not few_rows.can_attend(q, keys, keys)
         assert not few_rows.can_attend(q[..., :16], *[draw(1, 2, 9, 16)] * 2)
 
     @needs_kernels
+    def test_what_does_not_fit_together_is_left_to_torch_to_refuse(self) -> None:
+        assert not few_rows.can_multiply(self.X, draw(8, 96), None)
+        assert not few_rows.can_multiply(self.X, self.W, draw(8).double())
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            linear_of(nn.Linear(96, 8), self.X)
+        q, keys = draw(2, 4, 2, 64), draw(2, 2, 9, 64)
+        assert few_rows.can_attend(q, keys, keys)
+        for other in (keys[:1], keys[:, :1], keys[:, :, :8], draw(2, 2, 9, 32)):
+            assert not few_rows.can_attend(q, other, keys)
+            assert not few_rows.can_attend(q, keys, other)
+            assert other.shape[2] == 8 or not few_rows.can_attend(q, other, other)
+
+    @needs_kernels
     def test_not_under_autocast_or_with_gradients(self) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not few_rows.can_multiply(self.X, self.W)
+            assert not few_rows.can_multiply(self.X, self.W, None)
         with torch.enable_grad():
-            assert not few_rows.can_multiply(self.X, self.W)
+            assert not few_rows.can_multiply(self.X, self.W, None)
 
     def test_the_log_tells_why_not(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
