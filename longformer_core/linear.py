@@ -27,23 +27,22 @@ def linear(module: nn.Module, states: Tensor) -> Tensor:
     Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
     """
     if _is_faster_wide(module, states):
-        assert isinstance(module, nn.Linear)
         weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
         return in_chunks(
             lambda rows: functional.linear(rows.float(), weight, bias).to(rows.dtype), states
         )
-    return linear_of_head(module, states)
+    return linear_as_stored(module, states)
 
 
-def linear_of_head(module: nn.Module, states: Tensor) -> Tensor:
-    """Do the same for a head, whose weights are too many to be widened with profit."""
+def linear_as_stored(module: nn.Module, states: Tensor) -> Tensor:
+    """Do the same without widening weights: for heads, which have too many for it to pay."""
     if is_plain_linear(module) and few_rows.can_multiply(states, module.weight, module.bias):
         return few_rows.multiply(states, module.weight, module.bias)
     out: Tensor = module(states)
     return out
 
 
-def _is_faster_wide(module: nn.Module, states: Tensor) -> bool:
+def _is_faster_wide(module: nn.Module, states: Tensor) -> TypeGuard[nn.Linear]:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or len(states) < _MANY_ROWS:
         return False
     if computing_dtype(states.dtype, states.device) == states.dtype:

@@ -1,4 +1,4 @@
-"""Operators of our own, which torch.compile and torch.export see as single nodes."""
+"""Operators of our own: single nodes of graphs, seen by profilers, flop counters and modes."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -22,7 +22,7 @@ from longformer_core.errors import ConfigError, ShapeError, TooLongError
 from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.config import GENERATION_FILE
 from longformer_core.layout import Layout
-from longformer_core.linear import linear_of_head
+from longformer_core.linear import linear_as_stored
 from longformer_core.location import resolve
 from longformer_core.models.base import PretrainedModel, check_ids
 from longformer_core.models.cache import DecoderPast
@@ -508,5 +508,5 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
 
     def _logits(self, states: Tensor) -> Tensor:
         """Return [..., V] of the decoder's states [..., d]."""
-        logits: Tensor = linear_of_head(self.lm_head, states) + self.final_logits_bias
+        logits: Tensor = linear_as_stored(self.lm_head, states) + self.final_logits_bias
         return logits

@@ -8,7 +8,6 @@ forward against the opponent, forward and backward against forward, 16,384 again
 radius 64 against 256, and the memory of 65,536 tokens beside inputs and outputs.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core import Layout, window_attention
-from tests.bench.measure import alternate, distance, emit, peak_bytes
+from tests.bench.measure import alternate, distance, emit, peak_bytes, settings
 
 HEADS, HEAD_DIM, RADIUS, BLOCK = 12, 64, 256, 256
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -79,12 +78,7 @@ def training(inputs: Inputs) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
+    given = settings(__doc__, rounds=7)
     inputs, longer = draw(4096), draw(16384)
     error = distance(ours(inputs)(), blocks_of_sdpa(inputs)())
     assert error < 1e-5, f"the outputs differ by {error}: no speed is printed"

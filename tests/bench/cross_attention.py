@@ -8,15 +8,13 @@ after how many steps the projected form, which prepares more, has caught up: mea
 flops that `Source` goes by.
 """
 
-import argparse
-
 import torch
 from torch import Tensor, nn
 
 from longformer_core import Layout
 from longformer_core.attention.rows import Form
 from longformer_core.attention.source import Source
-from tests.bench.measure import alternate, distance, emit
+from tests.bench.measure import alternate, distance, emit, settings
 
 D, HEADS = 768, 12
 FORMS: tuple[Form, ...] = ("projected", "absorbed")
@@ -55,12 +53,7 @@ def bench(num_tokens: int, num_rows: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
+    given = settings(__doc__, rounds=9)
     for num_tokens in (1024, 4096, 16384):
         for num_rows in (1, 4):
             bench(num_tokens, num_rows, given.rounds)

@@ -8,7 +8,6 @@ fit into the caches. Outputs are compared with float64 first: where ours are fur
 torch's, no speed is printed. `ratio` is torch's time over ours, `gb_per_s` what ours reads.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from longformer_core import few_rows
-from tests.bench.measure import alternate, distance, emit
+from tests.bench.measure import alternate, distance, emit, settings
 
 HEADS, HEAD_DIM = 12, 64
 WEIGHTS = ((768, 768), (3072, 768), (768, 3072), (50265, 768))
@@ -101,12 +100,7 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
+    given = settings(__doc__, rounds=9)
     with torch.inference_mode():
         for dtype, rows in ROWS.items():
             for num_rows in rows:

@@ -1,5 +1,6 @@
 """How the benchmarks measure: side by side, alternating, medians, one JSON line per result."""
 
+import argparse
 import ctypes
 import gc
 import importlib.metadata
@@ -14,6 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def settings(description: str | None, *, rounds: int) -> argparse.Namespace:
+    """Read --rounds and --threads, and set the threads and the seed: of benchmarks without more."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    return given
 
 
 def alternate(

@@ -218,6 +218,11 @@ class TestWhere:
             assert other.shape[2] == 8 or not few_rows.can_attend(q, other, other)
 
     @needs_kernels
+    def test_a_gradient_is_refused_and_not_taken_for_zero(self) -> None:
+        with torch.enable_grad(), pytest.raises(NotImplementedError, match="decoders' steps"):
+            few_rows.multiply(self.X.clone().requires_grad_(), self.W, None).sum().backward()
+
+    @needs_kernels
     def test_not_under_autocast_or_with_gradients(self) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not few_rows.can_multiply(self.X, self.W, None)
