@@ -10,7 +10,7 @@ from torch import Tensor
 
 # On CPUs the widest states of a layer then stay in memory that is warm and taken once; a GPU needs
 # more rows to be busy.
-_ROWS = {"cpu": 1024}
+_ROWS = {"cpu": 2048}
 _ROWS_ELSEWHERE = 8192
 
 

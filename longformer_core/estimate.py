@@ -75,14 +75,14 @@ def estimate_cost(
         2 d V for the logits. Training counts three times the forward, of the window three and a
         half times.
     Bytes: in inference the encoder's widest point, 7 T d numbers, or 5 T d and 2 d + f for each of
-        the T or 1024 rows that go through the feed-forward at once; or what decoding holds. In
+        the T or 2048 rows that go through the feed-forward at once; or what decoding holds. In
         training T (7 d + 2 f) kept per layer.
     Accuracy: blocked attention computes whole blocks, up to (128 + 2 r) / (2 r + 1) times the
         window's pairs, in inference and up to r = 128 only (32 + 2 r) / (2 r + 1) times. With
         f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and the peak of what lives
         beside the weights is 0.8 to 1.4 times these bytes (CPU, float32). Training of LED's
         decoder, and gradient checkpointing, are not measured. Encoding in bfloat16 on CPUs without
-        AMX takes the bytes of float32 (see `linear.computing_dtype`).
+        AMX takes the bytes of float32 where our kernels do not run (see `linear.held_dtype`).
     Units: num_globals per document.
     Raises: ConfigError for numbers below 0, for more beams or outputs than make sense, and for
         outputs of a model that writes none.

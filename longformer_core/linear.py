@@ -1,8 +1,9 @@
 """Products of tokens and weights: where all of a model's linear layers are computed.
 
 Without AMX, oneDNN multiplies bfloat16 on x86 CPUs at 0.6 of the speed of float32. So many rows are
-multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32 sums.
-Few rows, which wait for their weights to be read, have kernels of their own (`few_rows.py`).
+multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32 sums
+(`many_rows.py`, where its kernel runs). Few rows, which wait for their weights to be read, have
+kernels of their own too (`few_rows.py`).
 """
 
 from typing import TypeGuard
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longformer_core import few_rows
+from longformer_core import few_rows, many_rows
 from longformer_core.chunks import in_chunks
-from longformer_core.cpu import multiplies_bfloat16_slowly
+from longformer_core.cpu import kernels, multiplies_bfloat16_slowly
 
 # With fewer rows it takes longer to widen the weights than is gained.
 _MANY_ROWS = 96
@@ -27,11 +28,17 @@ def linear(module: nn.Module, states: Tensor) -> Tensor:
     Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
     """
     if _is_faster_wide(module, states):
-        weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
-        return in_chunks(
-            lambda rows: functional.linear(rows.float(), weight, bias).to(rows.dtype), states
-        )
+        return _multiply_wide(states, module.weight, module.bias)
     return linear_as_stored(module, states)
+
+
+def _multiply_wide(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if many_rows.can_multiply(states, weight, bias):
+        return many_rows.multiply(states, weight, bias)
+    weight, bias = weight.float(), None if bias is None else bias.float()
+    return in_chunks(
+        lambda rows: functional.linear(rows.float(), weight, bias).to(rows.dtype), states
+    )
 
 
 def linear_as_stored(module: nn.Module, states: Tensor) -> Tensor:
@@ -54,6 +61,15 @@ def computing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return what products of many rows are computed in for inputs of this dtype."""
     is_slow = dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bfloat16_slowly()
     return torch.float32 if is_slow else dtype
+
+
+def held_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return what encoders hold their states in, the widest among them, for weights of this dtype.
+
+    Kernels widen a little at a time; torch widens whole states. (Kernels take widths that are
+    multiples of 16; of others, on CPUs that widen, the answer is too small by half.)
+    """
+    return dtype if kernels() is not None else computing_dtype(dtype, device)
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longformer_core import few_rows, linear, many_rows
+from longformer_core.attention import blocked_cpu
 from longformer_core.config import LEDConfig
 from longformer_core.tokenizer import LEDTokenizer
 
@@ -197,6 +200,12 @@ def corpus_texts(n: int, min_tokens: int = 1) -> list[str]:
     if len(texts) < n:
         raise ValueError(f"{len(texts)} texts have {min_tokens} words; {n} were asked for")
     return texts[:n]
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as on CPUs that the compiled kernels do not run on."""
+    for user in (linear, few_rows, many_rows, blocked_cpu):
+        monkeypatch.setattr(user, "kernels", lambda: None)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ PACKAGES = ("longformer_core", "pipelines", "jobs")
 # Inside the core a file may import files of a lower or, within one folder, of its own rank.
 RANKS = {
     "errors": 0,
+    "kernels": 0,  # C++
     "ai2": 1,
     "batch_encoding": 1,
     "cpu": 1,
@@ -20,6 +21,7 @@ RANKS = {
     "chunks": 2,
     "config": 2,
     "few_rows": 2,
+    "many_rows": 2,
     "dropout": 3,
     "families": 3,
     "h5": 3,

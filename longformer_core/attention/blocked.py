@@ -5,7 +5,8 @@ of them, as a view, and the document's global tokens as extra columns. Only two 
 need a mask, each a triangle that all blocks share; a global column is masked for the queries that
 have the token in their band already, so that it counts once.
 
-What the blocks are is in `blocks.py`.
+What the blocks are is in `blocks.py`. On CPUs that a compiled kernel runs on, it takes the forward
+pass where no gradient is wanted (`blocked_cpu.py`).
 Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g globals of the document.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
+from longformer_core.attention import blocked_cpu
 from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocks import (
@@ -52,8 +54,9 @@ def blocked_attention(
     Numerics: softmax in float32 for narrower inputs.
     """
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     # One operator, not many: torch.compile and torch.export see a single node of known shape.
-    out, lse = _attend(q, k, v, *given, needs_lse)
+    out, lse = _attend(q, k, v, *given, needs_gradient, needs_lse)
     return out, lse.detach()
 
 
@@ -69,12 +72,16 @@ def _attend(
     scale: float,
     dropout_p: float,
     seed: int,
+    needs_gradient: bool,
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     calls = calls_of(layout, radius, dilations, is_causal, scale, dropout_p, seed)
     with without_autocast(q):
         results = [
-            _forward(call, *map(call.pick, (q, k, v)), needs_lse=needs_lse) for call in calls
+            _forward(
+                call, *map(call.pick, (q, k, v)), needs_gradient=needs_gradient, needs_lse=needs_lse
+            )
+            for call in calls
         ]
     out = whole(calls, [rows for rows, _ in results])
     is_valid = calls[0].layout.is_valid
@@ -125,14 +132,14 @@ def _(_: Tensor, *qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:3], output[0])
-    ctx.given = inputs[3:-1]
+    ctx.given = inputs[3:-2]
     # Numbers do not keep a layout alive, and the backward pass asks for it again.
     ctx.layout = Layout.of_number(inputs[3])
 
 
 def _turn(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _attend_backward(grad, *ctx.saved_tensors, *ctx.given)
-    return *gradients, *(None for _ in ctx.given), None
+    return *gradients, *(None for _ in ctx.given), None, None
 
 
 torch.library.register_autograd(_attend, _turn, setup_context=_save)
@@ -140,7 +147,7 @@ has_no_gradient(_attend_backward, "attention has no second derivative")
 
 
 def _forward(
-    call: "Call", q: Tensor, k: Tensor, v: Tensor, *, needs_lse: bool
+    call: "Call", q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool, needs_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -148,6 +155,10 @@ def _forward(
     # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
     if call.dropout[0] or is_fastest:
         lse = q.new_empty(*q.shape[:2], 1, dtype=wide) if needs_lse else None
+        # The backward pass takes the output for the sum of the probabilities that it computes
+        # itself; those of another kernel are rounded otherwise.
+        if not needs_gradient and blocked_cpu.can_attend(call, q):
+            return blocked_cpu.attend(call, q, k, v, lse), lse
         return _explicit(q.to(wide), k.to(wide), v.to(wide), call, lse).to(q.dtype), lse
     return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None
 
@@ -175,7 +186,7 @@ def _product_flops(shape: Sequence[int], blocks: Iterable[Block], num_heads: int
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
-    calls = calls_of(*given[2:-1])
+    calls = calls_of(*given[2:-2])
     return 2 * sum(_product_flops(q, call.forward_blocks, call.num_heads) for call in calls)
 
 

@@ -48,7 +48,7 @@ def _choose(implementation: str, device: torch.device, dtype: torch.dtype, head_
         return "fused"
     if reason:
         level = logging.WARNING if device.type == "cuda" else logging.INFO
-        _say(level, f"attention is blocked, in plain PyTorch: {reason}")
+        _say(level, f"attention is blocked, without Triton: {reason}")
         return "blocked"
     _say(logging.INFO, f"attention is fused, by Triton kernels, on {device.type}")
     return "fused"

@@ -327,9 +327,10 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
     One slot at least, so that a row of a document without tokens has something to read.
     """
     length = max(1, *(len(part) for part in parts))
-    out = parts[0].new_zeros(len(parts), parts[0].shape[1], length, parts[0].shape[2])
+    out = parts[0].new_empty(len(parts), parts[0].shape[1], length, parts[0].shape[2])
     for slot, part in enumerate(parts):
         out[slot, :, : len(part)] = part.transpose(0, 1)
+        out[slot, :, len(part) :] = 0.0
     return out
 
 

@@ -35,8 +35,9 @@ from longformer_core.threads import end_idle_threads
 
 logger = logging.getLogger(__name__)
 
-# Source tokens encoded at once: from a few thousand on a CPU gains nothing from more.
-_BATCH_TOKENS = {"cpu": 16384}
+# Source tokens encoded at once: from a few thousand on a CPU gains nothing from more, and tensors
+# above 32 MiB, which glibc asks the system for each time, cost it its pages.
+_BATCH_TOKENS = {"cpu": 8192}
 _BATCH_TOKENS_ELSEWHERE = 131072
 # Rows that step together: the weights' share of a step is small by then.
 _MAX_ROWS = 256

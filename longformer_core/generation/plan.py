@@ -9,7 +9,7 @@ from longformer_core.chunks import most_rows
 from longformer_core.config import LEDConfig
 from longformer_core.errors import LongformerError, OutOfMemoryError, ShapeError, TooLongError
 from longformer_core.generation.handle import Handle
-from longformer_core.linear import computing_dtype
+from longformer_core.linear import held_dtype
 from longformer_core.memory import encoding_numbers, row_numbers, source_numbers
 
 
@@ -26,7 +26,7 @@ class Plan:
     ) -> None:
         """See `Engine`."""
         self._config, self._dtype, self._form = config, dtype, form
-        self._encoding_dtype = computing_dtype(dtype, device)
+        self._encoding_dtype = held_dtype(dtype, device)
         self._most_rows = most_rows(device)
         self.memory_bytes = memory_bytes
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from longformer_core import few_rows
-from longformer_core.cpu import has_avx512
+from longformer_core import cpu, few_rows
+from longformer_core.cpu import has_avx512, kernels
 from longformer_core.linear import linear as linear_of
 from tests.longformer_core.generation.helpers import decode, documents, models, published
 
-CAN_RUN = few_rows._kernels() is not None
-needs_kernels = pytest.mark.skipif(not CAN_RUN, reason="needs AVX-512 and a compiled few_rows.cpp")
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="needs AVX-512 and compiled kernels")
 DTYPES = [torch.float32, torch.bfloat16]
 HEADS = 3
 
@@ -51,7 +51,7 @@ def torch_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: list[int])
 
 def test_compiled_where_it_can_be() -> None:
     if has_avx512() and shutil.which("g++"):
-        assert CAN_RUN
+        assert kernels() is not None
 
 
 @needs_kernels
@@ -232,10 +232,15 @@ class TestWhere:
     def test_the_log_tells_why_not(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(few_rows, "has_avx512", lambda: False)
-        with caplog.at_level(logging.INFO, few_rows.__name__):
-            assert few_rows._kernels.__wrapped__() is None
-        assert "no AVX-512" in caplog.text
+        monkeypatch.setattr(cpu, "has_avx512", lambda: False)
+        with caplog.at_level(logging.INFO, cpu.__name__):
+            assert cpu.kernels.__wrapped__() is None
+        assert "it has no AVX-512" in caplog.text
+        monkeypatch.setattr(cpu, "has_avx512", lambda: True)
+        monkeypatch.setitem(sys.modules, "longformer_core._kernels", None)
+        with caplog.at_level(logging.INFO, cpu.__name__):
+            assert cpu.kernels.__wrapped__() is None
+        assert "not compiled when the package was installed" in caplog.text
 
 
 @needs_kernels
@@ -264,6 +269,6 @@ def test_a_model_writes_what_transformers_writes(
     assert texts_found() == expected
     assert set(used) == {"multiply", "attend"}
     used.clear()
-    monkeypatch.setattr(few_rows, "_kernels", lambda: None)
+    monkeypatch.setattr(few_rows, "kernels", lambda: None)
     assert texts_found() == expected
     assert not used

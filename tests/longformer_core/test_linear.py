@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer_core import linear as subject
+from longformer_core import many_rows
 from longformer_core.layout import Layout
 from longformer_core.linear import computing_dtype, is_plain_linear, linear
 from longformer_core.models.self_attention import LongformerSelfAttention
+from tests.helpers import without_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 MANY, WIDTH = 200, 64
@@ -55,6 +57,16 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "multiplies_bfloat16_slowly", lambda: True)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """Multiply many rows with and without a kernel; return what is multiplied in, as torch sees."""
+    if request.param == "torch":
+        without_kernels(monkeypatch)
+    has_kernel = many_rows.kernels() is not None
+    # A kernel widens what it is given inside.
+    return {torch.bfloat16 if has_kernel else torch.float32}
+
+
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
@@ -94,7 +106,9 @@ class TestLinear:
     @pytest.mark.usefixtures("slow")
     @pytest.mark.parametrize("rows", [MANY, 3000])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_the_product_is_rounded_once(self, module: nn.Linear, rows: int, bias: bool) -> None:
+    def test_the_product_is_rounded_once(
+        self, module: nn.Linear, rows: int, bias: bool, many: set[torch.dtype]
+    ) -> None:
         if not bias:
             module.bias = None
         states = draw(rows)
@@ -109,8 +123,10 @@ class TestLinear:
         torch.testing.assert_close(out, module(states))
 
     @pytest.mark.usefixtures("slow")
-    def test_many_rows_are_multiplied_in_float32(self, module: nn.Linear) -> None:
-        assert multiplied_in(module, draw()) == {torch.float32}
+    def test_many_rows_are_multiplied_in_float32(
+        self, module: nn.Linear, many: set[torch.dtype]
+    ) -> None:
+        assert multiplied_in(module, draw()) == many
 
     def test_a_fast_cpu_multiplies_as_asked(
         self, monkeypatch: pytest.MonkeyPatch, module: nn.Linear
@@ -157,10 +173,10 @@ def test_a_hooked_projection_is_not_plain() -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_window_attention_too_is_multiplied_in_float32() -> None:
+def test_window_attention_too_is_multiplied_in_float32(many: set[torch.dtype]) -> None:
     attention = LongformerSelfAttention(WIDTH, 2, 16, 0.0).to(torch.bfloat16).eval()
     layout = Layout.from_lengths([MANY], [[]])
     with Products() as products:
         out = attention(draw(), layout)
     assert out.dtype == torch.bfloat16
-    assert products.dtypes == {torch.float32}
+    assert products.dtypes == many

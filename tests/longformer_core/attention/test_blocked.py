@@ -6,6 +6,7 @@ that nobody has written is NaN.
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longformer_core.attention import blocks, window_attention, window_attention_with_lse
+from longformer_core.attention import (
+    blocked_cpu,
+    blocks,
+    window_attention,
+    window_attention_with_lse,
+)
 from longformer_core.attention.band import Band
 from longformer_core.attention.reference import visible_keys
 from longformer_core.layout import Layout
@@ -35,13 +41,13 @@ GLOBALS: dict[str, list[int]] = {
 
 @pytest.fixture(autouse=True)
 def small_blocks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BLOCK", {"cpu": 8})
-        patch.setattr(blocks, "_WHOLE", 12)
-        patch.setattr(blocks, "_JOINED_RADIUS", 8)
-        patch.setattr(blocks, "_JOINED_BLOCK", 4)
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(blocks, "_BLOCK", {"cpu": 8})
+        patching.setattr(blocks, "_WHOLE", 12)
+        patching.setattr(blocks, "_JOINED_RADIUS", 8)
+        patching.setattr(blocks, "_JOINED_BLOCK", 4)
         # Three blocks at once, at a radius of 4 and without global tokens.
-        patch.setattr(blocks, "_JOINED_BYTES", 3 * 4 * 4 * 12)
+        patching.setattr(blocks, "_JOINED_BYTES", 3 * 4 * 4 * 12)
         yield
 
 
@@ -99,7 +105,7 @@ def check(
         assert ours.shape == theirs.shape
         limit = 2 * (plain.double() - theirs).abs().max() + 1e-6 * theirs.abs().max()
         assert (ours.double() - theirs).abs().max() <= limit
-    with torch.no_grad():
+    with torch.no_grad(), patch.object(blocked_cpu, "can_attend", return_value=False):
         assert torch.equal(window_attention(*inputs, layout, radius, **band), mine[0])
 
 
@@ -196,12 +202,12 @@ def test_a_batch_without_tokens_gives_none(dilation: int | list[int]) -> None:
 
 
 def test_published_block_sizes() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BLOCK", {"cpu": 128})
-        patch.setattr(blocks, "_WHOLE", 256)
-        patch.setattr(blocks, "_JOINED_RADIUS", 128)
-        patch.setattr(blocks, "_JOINED_BLOCK", 32)
-        patch.setattr(blocks, "_JOINED_BYTES", 2**23)
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(blocks, "_BLOCK", {"cpu": 128})
+        patching.setattr(blocks, "_WHOLE", 256)
+        patching.setattr(blocks, "_JOINED_RADIUS", 128)
+        patching.setattr(blocks, "_JOINED_BLOCK", 32)
+        patching.setattr(blocks, "_JOINED_BYTES", 2**23)
         layout = Layout.from_lengths([700, 256, 257], [[0, 350], [255], []])
         check(layout, 100, torch.float32)
         check(layout, 60, torch.float32, causal=True, dilation=[1, 2])
@@ -367,6 +373,6 @@ def test_it_is_an_operator_as_torch_wants_one(dtype: torch.dtype, needs_lse: boo
     """Its declared shapes, its gradient and its tracing are those of what it computes."""
     layout = Layout.from_lengths([30, 9], [[0, 17], [3]])
     inputs = [x.requires_grad_() for x in draw(39, dtype)]
-    args = (*inputs, layout.number, RADIUS, [1, 2], True, 0.5, 0.0, 0, needs_lse)
+    args = (*inputs, layout.number, RADIUS, [1, 2], True, 0.5, 0.0, 0, True, needs_lse)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.longhaul.blocked_attention, args, test_utils=tests)

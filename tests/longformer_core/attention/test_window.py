@@ -134,7 +134,7 @@ def test_the_choice_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
             window_attention(x, x, x, layout, 1)
             window_attention(x, x, x, layout, 1, implementation="blocked")
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert "blocked, in plain PyTorch: kernels need a CUDA device" in caplog.text
+    assert "blocked, without Triton: kernels need a CUDA device" in caplog.text
 
 
 WITHOUT_TRITON = """

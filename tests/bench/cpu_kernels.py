@@ -1,33 +1,40 @@
-"""The kernels for a decoder's few rows on CPUs against torch's, at the sizes of the base models.
+"""The kernels compiled for CPUs against torch's, at the sizes of the base models.
 
-    python -m tests.bench.few_rows [--rounds 9] [--threads 2]
+    python -m tests.bench.cpu_kernels [--rounds 9] [--threads 2]
 
-Products with the weights of a layer and of the output projection, and attention to the keys and
-values of a source (12 heads of 64). Each call goes through as many weights, or layers, as do not
-fit into the caches. Outputs are compared with float64 first: where ours are further off than
-torch's, no speed is printed. `ratio` is torch's time over ours, `gb_per_s` what ours reads.
+Few rows with the weights of a layer and of the output projection, and attention of few rows to the
+keys and values of a source (12 heads of 64); each call goes through as many weights, or layers, as
+do not fit into the caches. Many rows of bfloat16 with the weights of a layer, against torch's
+product in float32, widened and rounded around it. Window attention is in `tests.bench.attention`.
+Outputs are compared with float64 first: where ours are further off than torch's, no speed is
+printed. `ratio` is torch's time over ours, `gb_per_s` what ours reads of weights or keys.
 """
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from longformer_core import few_rows
+from longformer_core import few_rows, many_rows
+from longformer_core import linear as layers
 from tests.bench.measure import alternate, distance, emit, settings
 
 HEADS, HEAD_DIM = 12, 64
 WEIGHTS = ((768, 768), (3072, 768), (768, 3072), (50265, 768))
 ROWS = {torch.float32: (1, 4, 8, 16, 24), torch.bfloat16: (1, 4, 8, 16, 32, 64)}
 SOURCES = (2048, 16384)
+MANY_ROWS = (96, 256, 1024, 8192)
 # More than the second level of caches; the third belongs to a whole server.
 BYTES = 200_000_000
 
 Call = Callable[[], Tensor]
 
 
-def compare(name: str, pairs: list[tuple[Call, Call, Call]], num_bytes: int, rounds: int) -> None:
+def compare(
+    kind: str, name: str, pairs: list[tuple[Call, Call, Call]], num_bytes: int, rounds: int
+) -> None:
     """Measure calls of (ours, torch's, torch's in float64), which read so many bytes each."""
     mine, theirs, exact = (call() for call in pairs[0])
     errors = distance(mine, exact), distance(theirs, exact)
@@ -40,7 +47,7 @@ def compare(name: str, pairs: list[tuple[Call, Call, Call]], num_bytes: int, rou
         rounds,
     )
     emit(
-        "few rows",
+        kind,
         name,
         ratio=seconds["torch"] / seconds["ours"],
         gb_per_s=num_bytes * len(pairs) / seconds["ours"] / 1e9,
@@ -57,6 +64,7 @@ def bench_products(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, ro
     num_bytes = shape[0] * shape[1] * x.element_size()
     weights = [torch.randn(shape).to(dtype) for _ in range(max(2, BYTES // num_bytes))]
     compare(
+        "few rows",
         f"{shape[0]} x {shape[1]}, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
@@ -85,6 +93,7 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
         for _ in range(max(2, BYTES // num_bytes))
     ]
     compare(
+        "few rows",
         f"{num_tokens} tokens, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
@@ -99,9 +108,34 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
     )
 
 
+def bench_many_rows(shape: tuple[int, int], num_rows: int, rounds: int) -> None:
+    x, w, bias = (torch.randn(s).bfloat16() for s in ((num_rows, shape[1]), shape, shape[:1]))
+
+    def by_torch() -> Tensor:
+        with patch.object(many_rows, "can_multiply", return_value=False):
+            return layers._multiply_wide(x, w, bias)
+
+    compare(
+        "many rows",
+        f"{shape[0]} x {shape[1]}, {num_rows} rows, bfloat16",
+        [
+            (
+                lambda: many_rows.multiply(x, w, bias),
+                by_torch,
+                lambda: linear(x.double(), w.double(), bias.double()),
+            )
+        ],
+        w.nbytes,
+        rounds,
+    )
+
+
 def main() -> None:
     given = settings(__doc__, rounds=9)
     with torch.inference_mode():
+        for num_rows in MANY_ROWS:
+            for shape in WEIGHTS[:-1]:
+                bench_many_rows(shape, num_rows, given.rounds)
         for dtype, rows in ROWS.items():
             for num_rows in rows:
                 for shape in WEIGHTS:

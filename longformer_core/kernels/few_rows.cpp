@@ -8,22 +8,17 @@
 // float32 and bfloat16, sums in float32; AVX-512. A row's result does not depend on the rows beside
 // it or on the number of threads. Called by few_rows.py, which checks everything.
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "avx512.h"
+#include "module.h"
+
 namespace {
 
-// Elements are loaded in chunks: two vectors of float32, in an order that is the same for all
-// operands of a product, and undone by `store`.
-constexpr int64_t kChunk = 32;
 // Rows and weights that meet at once: 16 sums, half of the registers.
 constexpr int64_t kTile = 4;
 // Keys between two rescalings of the softmax; their scores and values stay in the nearest cache.
@@ -34,68 +29,6 @@ constexpr int64_t kPart = 4096;
 constexpr int64_t kWeights = 32;
 // Bytes between what is multiplied and what is fetched, longer than memory takes to answer.
 constexpr int64_t kAhead = 8192;
-
-struct Pair {
-  __m512 a, b;
-};
-
-struct Float32 {
-  using Element = float;
-
-  static Pair load(const Element* from) {
-    return {_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
-  }
-
-  static void store(Pair x, Element* to) {
-    _mm512_storeu_ps(to, x.a);
-    _mm512_storeu_ps(to + 16, x.b);
-  }
-
-  static float widen(Element x) { return x; }
-  static Element narrow(float x) { return x; }
-};
-
-struct BFloat16 {
-  using Element = uint16_t;
-
-  // Even elements, then odd ones: the upper and the lower half of each 32 bits.
-  static Pair load(const Element* from) {
-    const __m512i both = _mm512_loadu_si512(from);
-    const __m512i upper = _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_castsi512_ps(upper)};
-  }
-
-  static void store(Pair x, Element* to) {
-    const __m512i even = _mm512_srli_epi32(rounded(x.a), 16);
-    const __m512i odd =
-        _mm512_and_si512(rounded(x.b), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-    _mm512_storeu_si512(to, _mm512_or_si512(even, odd));
-  }
-
-  static float widen(Element x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-  }
-
-  static Element narrow(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if (std::isnan(x)) return static_cast<Element>((bits >> 16) | 0x40);
-    return static_cast<Element>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
-
- private:
-  // The upper 16 bits, rounded to the nearest, to even when halfway; NaN stays NaN.
-  static __m512i rounded(__m512 x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_mask_or_epi32(up, is_nan, bits, _mm512_set1_epi32(0x400000));
-  }
-};
 
 // Ask for the elements that will follow these, a chunk of them.
 template <class E>
@@ -198,19 +131,6 @@ void linear(const void* x, const void* w, const void* bias, void* out, int64_t n
                    std::min((task + 1) * kWeights, num_weights));
 }
 
-// exp of x <= 0, within one spacing; zero below -104, NaN for NaN.
-inline __m512 exp_of(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  // ln 2 in two parts, so that the rest is exact.
-  __m512 rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), rest);
-  constexpr float kTerms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  __m512 sum = _mm512_set1_ps(1.0f / 5040);
-  for (const float term : kTerms) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
-  return _mm512_scalef_ps(sum, n);
-}
-
 // What some keys make of kTile rows: the largest score, the sum of the weights relative to it, and
 // the values so weighted, in the order in which they are loaded.
 struct Part {
@@ -227,11 +147,11 @@ inline float soften(float* scores, float& largest_before, float& total) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t i = 0; i < kBlock; i += 16) {
     const __m512 weights =
-        exp_of(_mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(largest)));
+        exp2_of(_mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(largest)));
     _mm512_storeu_ps(scores + i, weights);
     sum = _mm512_add_ps(sum, weights);
   }
-  const float fade = std::exp(largest_before - largest);
+  const float fade = std::exp2(largest_before - largest);
   largest_before = largest;
   total = total * fade + _mm512_reduce_add_ps(sum);
   return fade;
@@ -329,7 +249,7 @@ struct Document {
         largest = std::max(largest, part(memory + i * part_size()).largest[row]);
       for (int64_t i = 0; i < num_parts(); i++) {
         const Part from = part(memory + i * part_size());
-        const float share = std::exp(from.largest[row] - largest);
+        const float share = std::exp2(from.largest[row] - largest);
         sum += from.sum[row] * share;
         for (int64_t d = 0; d < head_dim; d++) mixed[d] += from.mixed[row * head_dim + d] * share;
       }
@@ -359,7 +279,7 @@ void attend(const void* queries, const void* keys, const void* values, void* out
                          static_cast<const E*>(keys) + i * document_stride,
                          static_cast<const E*>(values) + i * document_stride,
                          static_cast<E*>(out) + skipped, lengths[i], num_rows, num_heads, head_dim,
-                         head_stride, scale});
+                         head_stride, scale * kLog2E});
     for (int64_t head = 0; head < num_heads; head++) {
       heads.push_back({i, head, 0, size});
       for (int64_t part = 0; part < documents[i].num_parts();
@@ -381,8 +301,9 @@ void attend(const void* queries, const void* keys, const void* values, void* out
   }
 }
 
-// Addresses come as integers: tensors know theirs, and this file needs no header of torch's.
-PyObject* py_linear(PyObject*, PyObject* args) {
+}  // namespace
+
+PyObject* few_rows_linear(PyObject*, PyObject* args) {
   unsigned long long x, w, bias, out;
   long long num_rows, num_weights, length;
   int is_bfloat16, num_threads;
@@ -397,7 +318,7 @@ PyObject* py_linear(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
-PyObject* py_attend(PyObject*, PyObject* args) {
+PyObject* few_rows_attend(PyObject*, PyObject* args) {
   unsigned long long queries, keys, values, out, lengths;
   long long num_documents, num_rows, num_heads, head_dim, document_stride, head_stride;
   float scale;
@@ -415,18 +336,3 @@ PyObject* py_attend(PyObject*, PyObject* args) {
   Py_END_ALLOW_THREADS;
   Py_RETURN_NONE;
 }
-
-PyMethodDef methods[] = {
-    {"linear", py_linear, METH_VARARGS,
-     "linear(x, w, bias or 0, out, rows, weights, length, is_bfloat16, threads)"},
-    {"attend", py_attend, METH_VARARGS,
-     "attend(q, k, v, out, lengths, documents, rows, heads, head_dim, document_stride, "
-     "head_stride, scale, "
-     "is_bfloat16, threads)"},
-    {nullptr, nullptr, 0, nullptr}};
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_few_rows", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace
-
-PyMODINIT_FUNC PyInit__few_rows() { return PyModule_Create(&definition); }

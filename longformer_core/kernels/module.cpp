@@ -1,0 +1,24 @@
+// The module `longformer_core._kernels`: kernels for CPUs with AVX-512, loaded by cpu.py.
+
+#include "module.h"
+
+namespace {
+
+PyMethodDef methods[] = {
+    {"few_rows_linear", few_rows_linear, METH_VARARGS,
+     "few_rows_linear(x, w, bias or 0, out, rows, weights, length, is_bfloat16, threads)"},
+    {"few_rows_attend", few_rows_attend, METH_VARARGS,
+     "few_rows_attend(q, k, v, out, lengths, documents, rows, heads, head_dim, document_stride, "
+     "head_stride, scale, is_bfloat16, threads)"},
+    {"many_rows_linear", many_rows_linear, METH_VARARGS,
+     "many_rows_linear(x, w, bias or 0, out, rows, weights, length, threads)"},
+    {"window_attend", window_attend, METH_VARARGS,
+     "window_attend(q, k, v, out, lse or 0, starts, global_starts, globals, documents, heads, "
+     "head_dim, radius, is_causal, scale, is_bfloat16, threads)"},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&definition); }
