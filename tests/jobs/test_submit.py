@@ -1,5 +1,6 @@
 """`ray job submit` with the README's commands, against a head on loopback that wants a token."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipelines.driving import ROOT, num_committed, summaries, wait_for
+from tests.pipelines.driving import ROOT, kill_after, num_committed, summaries, wait_for
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """End the head and what it started, by id."""
     started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in started:
-        one.terminate()
-    _, alive = psutil.wait_procs(started, timeout=3.0)
-    for one in alive:
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # ends with another
+            one.terminate()
+    kill_after(3.0, started)
     process.wait()
 
 

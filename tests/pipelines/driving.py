@@ -1,12 +1,13 @@
 """Runs whose drivers get killed, and what they leave to be looked at."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0)
         time.sleep(0.05)
 
 
+def kill_after(grace_s: float, processes: Sequence[psutil.Process]) -> None:
+    """SIGKILL to those that have not ended within `grace_s`."""
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since
+            process.kill()
+
+
 class Driver:
     """A driver process and everything it started."""
 
@@ -76,9 +85,7 @@ class Driver:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=5.0)
-        for child in alive:
-            child.kill()
+        kill_after(5.0, children)
 
     def wait(self) -> int:
         return self.process.wait(timeout=240.0)
