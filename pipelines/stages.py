@@ -4,8 +4,6 @@ A block is an Arrow table, one row per document. A row that fails carries its er
 leaves the stream, so that every row can be accounted for at the end.
 """
 
-import ctypes
-import functools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from longformer_core.errors import LongformerError, NonFiniteError, OutOfMemoryE
 from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
+from pipelines.heap import give_memory_back, keep_memory
 from pipelines.ledger import Order, Tally, call, this_actor
 from pipelines.overlap import Room, Stopwatch
 from pipelines.storage import Location
@@ -143,6 +142,7 @@ class Generate:
         self.task_columns = task.columns.names
         self.name = uuid.uuid4().hex  # of this process: its successor has another
         call(ledger, "loading", self.name, this_actor())
+        keep_memory()
         self.worker = task.load_worker(device, num_threads, memory_share)
         call(ledger, "loaded", self.name)
         self._room, self._stopwatch = Room(), Stopwatch()
@@ -177,7 +177,7 @@ class Generate:
         rows = self._assemble(block, outputs)
         tally, samples = _tally(rows, self._stopwatch.stop())
         call(self.ledger, "finish", key, tally, samples)
-        _give_memory_back()
+        give_memory_back()
         return rows
 
     def _run(
@@ -229,22 +229,6 @@ class Generate:
             for f in self.schema
         ]
         return pa.table(arrays, schema=self.schema)
-
-
-def _give_memory_back() -> None:
-    """Return what is free to the system, where the C library can.
-
-    Tensors of ever other sizes leave holes in the heap: without this a worker grows for as long as
-    it runs, for nothing.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Any:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others do without
 
 
 class WorkerDiedError(LongformerError):
