@@ -15,17 +15,37 @@ logger = logging.getLogger(__name__)
 def multiplies_bfloat16_slowly() -> bool:
     """Tell whether this machine's CPU multiplies float32 faster; said once in the log.
 
-    Measured on Intel's; AMD's with instructions for bfloat16, and other architectures, are left to
-    what was asked for.
+    Intel's without AMX do; AMD's with instructions for bfloat16 multiply it four times as fast as
+    float32 (Zen 5). Other architectures, unmeasured, are left to what was asked for.
     """
     has = torch.cpu.get_capabilities()
-    is_amd = "AMD" in str(has.get("cpu_name", ""))
     is_slow = has.get("architecture") == "x86_64" and not (
-        has.get("amx_bf16") or (is_amd and has.get("avx512_bf16"))
+        has_amx() or (_is_amd() and has.get("avx512_bf16"))
     )
     if is_slow:
         logger.info("this CPU has no AMX: products of many rows of bfloat16 are made in float32")
     return is_slow
+
+
+@functools.cache
+def multiplies_float32_slowly() -> bool:
+    """Tell whether torch's library leaves AVX-512 out here, as MKL does on AMD's; said once."""
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    is_slow = _is_amd() and has_avx512() and bool(has_mkl)
+    if is_slow:
+        logger.info(
+            "MKL uses no AVX-512 on this CPU: float32 is multiplied by our kernels if compiled"
+        )
+    return is_slow
+
+
+def has_amx() -> bool:
+    """Tell whether it has instructions for matrices of bfloat16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _is_amd() -> bool:
+    return "AMD" in str(torch.cpu.get_capabilities().get("cpu_name", ""))
 
 
 def has_avx512() -> bool:
@@ -58,42 +78,3 @@ def may_read(*tensors: Tensor) -> bool:
     if dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled("cpu"):
         return False
     return all(x.dtype == dtype and x.is_cpu for x in tensors)
-
-
-def may_multiply(states: Tensor, weight: Tensor, bias: Tensor | None, *, multiple: int) -> bool:
-    """Tell whether kernels may read these as the operands of `states weight^T + bias`.
-
-    Not if they do not fit together: torch then says what is wrong.
-    Args:
-        multiple: what the length of a row is a whole number of.
-    """
-    tensors = (states, weight) if bias is None else (states, weight, bias)
-    if states.dim() != 2 or not may_read(*tensors) or not weight.is_contiguous():
-        return False
-    length = states.shape[1]
-    if weight.dim() != 2 or weight.shape[1] != length or length % multiple:
-        return False
-    return bias is None or bias.shape == weight.shape[:1]
-
-
-def multiply_by(
-    name: str, states: Tensor, weight: Tensor, bias: Tensor | None, *options: object
-) -> Tensor:
-    """Return `states weight^T + bias` by the kernel of this name, which `may_multiply` allows.
-
-    Shapes: states [R, K]; weight [N, K]; bias [N]; returns [R, N].
-    """
-    states = states.contiguous()
-    out = states.new_empty(len(states), len(weight))
-    bias = None if bias is None else bias.contiguous()
-    getattr(kernels(), name)(
-        states.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        *out.shape,
-        states.shape[1],
-        *options,
-        torch.get_num_threads(),
-    )
-    return out

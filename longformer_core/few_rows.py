@@ -18,21 +18,25 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longformer_core.cpu import (
     kernels,
-    may_multiply,
     may_read,
     multiplies_bfloat16_slowly,
-    multiply_by,
+    multiplies_float32_slowly,
 )
 from longformer_core.operators import fake_of, has_no_gradient, operator
+from longformer_core.products import may_multiply, product
 
 # Lengths are whole numbers of these: what is loaded at once.
 _CHUNK = 32
-# Between these torch is behind. One or two rows of float32 it reads at the same speed; of 16 bits
-# it multiplies many rows by instructions for matrices where there are any.
+# Between these torch is behind. One or two rows of float32 it reads at the same speed, unless its
+# library leaves AVX-512 out; more rows of 16 bits it multiplies by instructions for them, where
+# there are any.
 _ROWS_FLOAT32 = range(3, 17)
-_ROWS_BFLOAT16 = range(1, 65)
-_ROWS_BFLOAT16_BESIDE_AMX = range(1, 9)
+_ROWS_FLOAT32_SLOW = range(1, 193)
+_ROWS_BFLOAT16 = range(1, 9)
+_ROWS_BFLOAT16_SLOW = range(1, 65)
 _MOST_ROWS_OF_A_DOCUMENT = 16
+
+_multiply = product("few_rows_linear")
 
 
 def can_multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -53,24 +57,6 @@ def multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     out: Tensor = _multiply(states, weight, bias)
     return out
-
-
-@operator("few_rows_linear")
-def _multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return multiply_by("few_rows_linear", states, weight, bias, states.dtype == torch.bfloat16)
-
-
-@fake_of(_multiply)
-def _(states: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
-    return states.new_empty(len(states), len(weight))
-
-
-@register_flop_formula(torch.ops.longhaul.few_rows_linear)
-def _(states: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * states[0] * math.prod(weight)
-
-
-has_no_gradient(_multiply, "it is for decoders' steps")
 
 
 def can_attend(q: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -134,5 +120,5 @@ has_no_gradient(_attend, "it is for decoders' steps")
 
 def _rows_to_multiply(dtype: torch.dtype) -> range:
     if dtype == torch.float32:
-        return _ROWS_FLOAT32
-    return _ROWS_BFLOAT16 if multiplies_bfloat16_slowly() else _ROWS_BFLOAT16_BESIDE_AMX
+        return _ROWS_FLOAT32_SLOW if multiplies_float32_slowly() else _ROWS_FLOAT32
+    return _ROWS_BFLOAT16_SLOW if multiplies_bfloat16_slowly() else _ROWS_BFLOAT16

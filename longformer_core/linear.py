@@ -1,9 +1,10 @@
 """Products of tokens and weights: where all of a model's linear layers are computed.
 
-Without AMX, oneDNN multiplies bfloat16 on x86 CPUs at 0.6 of the speed of float32. So many rows are
-multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32 sums
-(`many_rows.py`, where its kernel runs). Few rows, which wait for their weights to be read, have
-kernels of their own too (`few_rows.py`).
+Without AMX, oneDNN multiplies bfloat16 on Intel's CPUs at 0.6 of the speed of float32. So many rows
+are multiplied in float32 there and rounded once, as accurate as a product in 16 bits with float32
+sums. On AMD's, MKL multiplies float32 at half the speed of a kernel of ours, which does both
+(`many_rows.py`). Few rows, which wait for their weights to be read, have kernels of their own too
+(`few_rows.py`).
 """
 
 from typing import TypeGuard
@@ -14,7 +15,11 @@ from torch.nn import functional
 
 from longformer_core import few_rows, many_rows
 from longformer_core.chunks import in_chunks
-from longformer_core.cpu import kernels, multiplies_bfloat16_slowly
+from longformer_core.cpu import (
+    kernels,
+    multiplies_bfloat16_slowly,
+    multiplies_float32_slowly,
+)
 
 # With fewer rows it takes longer to widen the weights than is gained.
 _MANY_ROWS = 96
@@ -27,12 +32,12 @@ def linear(module: nn.Module, states: Tensor) -> Tensor:
     plain `nn.Linear` (see `is_plain_linear`).
     Shapes: states [..., d_in]; returns [..., d_out] in the dtype of the states.
     """
-    if _is_faster_wide(module, states):
-        return _multiply_wide(states, module.weight, module.bias)
+    if _is_slow_by_torch(module, states):
+        return _multiply_many(states, module.weight, module.bias)
     return linear_as_stored(module, states)
 
 
-def _multiply_wide(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_many(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if many_rows.can_multiply(states, weight, bias):
         return many_rows.multiply(states, weight, bias)
     weight, bias = weight.float(), None if bias is None else bias.float()
@@ -42,19 +47,27 @@ def _multiply_wide(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def linear_as_stored(module: nn.Module, states: Tensor) -> Tensor:
-    """Do the same without widening weights: for heads, which have too many for it to pay."""
+    """Do the same with weights as they lie: heads have too many for another order to pay."""
     if is_plain_linear(module) and few_rows.can_multiply(states, module.weight, module.bias):
         return few_rows.multiply(states, module.weight, module.bias)
     out: Tensor = module(states)
     return out
 
 
-def _is_faster_wide(module: nn.Module, states: Tensor) -> TypeGuard[nn.Linear]:
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or len(states) < _MANY_ROWS:
+def _is_slow_by_torch(module: nn.Module, states: Tensor) -> TypeGuard[nn.Linear]:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not states.is_cpu:
         return False
-    if computing_dtype(states.dtype, states.device) == states.dtype:
+    if len(states) < _MANY_ROWS or torch.is_autocast_enabled("cpu"):
+        return False
+    if not _multiplies_slowly(states.dtype):
         return False
     return is_plain_linear(module) and module.weight.dtype == states.dtype
+
+
+def _multiplies_slowly(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return multiplies_bfloat16_slowly()
+    return dtype == torch.float32 and multiplies_float32_slowly()
 
 
 def computing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -11,12 +11,13 @@ PACKAGES = ("longformer_core", "pipelines", "jobs")
 
 # Inside the core a file may import files of a lower or, within one folder, of its own rank.
 RANKS = {
+    "cpu": 0,
     "errors": 0,
     "kernels": 0,  # C++
+    "operators": 0,
     "ai2": 1,
     "batch_encoding": 1,
-    "cpu": 1,
-    "operators": 1,
+    "products": 1,
     "skeleton": 1,
     "chunks": 2,
     "config": 2,

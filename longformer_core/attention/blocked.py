@@ -151,16 +151,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    is_fastest = q.device.type == "cpu" and computing_dtype(q.dtype, q.device) == wide
+    is_wide = q.device.type == "cpu" and computing_dtype(q.dtype, q.device) == wide
+    # The backward pass takes the output for the sum of the probabilities that it computes itself;
+    # those of another kernel are rounded otherwise.
+    by_kernel = not needs_gradient and blocked_cpu.can_attend(call, q)
     # Only the explicit form, in 32 bits, can drop the same probabilities again going back.
-    if call.dropout[0] or is_fastest:
-        lse = q.new_empty(*q.shape[:2], 1, dtype=wide) if needs_lse else None
-        # The backward pass takes the output for the sum of the probabilities that it computes
-        # itself; those of another kernel are rounded otherwise.
-        if not needs_gradient and blocked_cpu.can_attend(call, q):
-            return blocked_cpu.attend(call, q, k, v, lse), lse
-        return _explicit(q.to(wide), k.to(wide), v.to(wide), call, lse).to(q.dtype), lse
-    return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None
+    if not (by_kernel or is_wide or call.dropout[0]):
+        return _fused(q, k, v, call), _log_sums(q, k, call) if needs_lse else None
+    lse = q.new_empty(*q.shape[:2], 1, dtype=wide) if needs_lse else None
+    if by_kernel:
+        return blocked_cpu.attend(call, q, k, v, lse), lse
+    return _explicit(q.to(wide), k.to(wide), v.to(wide), call, lse).to(q.dtype), lse
 
 
 def _backward(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longformer_core.attention.blocks import Call
-from longformer_core.cpu import kernels
+from longformer_core.cpu import has_amx, kernels
 
 # Head dimensions: whole numbers of what is loaded at once, and the most that there is room for.
 _LANES = 16
@@ -21,8 +21,13 @@ _WIDEST = 128
 
 
 def can_attend(call: Call, q: Tensor) -> bool:
-    """Tell whether `attend` takes tensors like this one, all of one shape and dtype."""
+    """Tell whether `attend` takes tensors like this one, all of one shape and dtype.
+
+    Not where instructions for matrices multiply 16 bits: there torch's own may be the faster one.
+    """
     if not q.is_cpu or q.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if q.dtype == torch.bfloat16 and has_amx():
         return False
     if q.shape[2] % _LANES or not 0 < q.shape[2] <= _WIDEST or call.dropout[0]:
         return False

@@ -304,18 +304,7 @@ void attend(const void* queries, const void* keys, const void* values, void* out
 }  // namespace
 
 PyObject* few_rows_linear(PyObject*, PyObject* args) {
-  unsigned long long x, w, bias, out;
-  long long num_rows, num_weights, length;
-  int is_bfloat16, num_threads;
-  if (!PyArg_ParseTuple(args, "KKKKLLLpi", &x, &w, &bias, &out, &num_rows, &num_weights, &length,
-                        &is_bfloat16, &num_threads))
-    return nullptr;
-  const auto run = is_bfloat16 ? linear<BFloat16> : linear<Float32>;
-  Py_BEGIN_ALLOW_THREADS;
-  run(reinterpret_cast<void*>(x), reinterpret_cast<void*>(w), reinterpret_cast<void*>(bias),
-      reinterpret_cast<void*>(out), num_rows, num_weights, length, num_threads);
-  Py_END_ALLOW_THREADS;
-  Py_RETURN_NONE;
+  return call_linear(args, linear<Float32>, linear<BFloat16>);
 }
 
 PyObject* few_rows_attend(PyObject*, PyObject* args) {

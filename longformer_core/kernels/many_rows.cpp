@@ -1,12 +1,11 @@
-// Many rows of bfloat16 times weights, on a CPU that multiplies float32 faster: what an encoder is
-// made of, with all that surrounds a product.
+// Many rows times weights: what an encoder is made of, with all that surrounds a product.
 //
-// A library takes passes of their own to widen rows and weights, to lay the bias out and to round.
-// Here rows are widened as they are brought in order, and the bias is added as results are rounded.
-// Blocks go to whichever thread is free, so that one which is held up holds no other up.
+// For bfloat16 a library takes passes of their own to widen rows and weights, to lay the bias out
+// and to round. Here rows are widened as they are brought in order, and the bias is added as results
+// are rounded. Blocks go to whichever thread is free, so that one which is held up holds no other up.
 //
-// Computed in float32; AVX-512. A row's result does not depend on the rows beside it or on the
-// number of threads. Called by many_rows.py, which checks everything.
+// float32 and bfloat16, computed in float32; AVX-512. A row's result does not depend on the rows
+// beside it or on the number of threads. Called by many_rows.py, which checks everything.
 // Source: loops around a product of tiles, doi:10.1145/1356052.1356053.
 
 #include <algorithm>
@@ -17,8 +16,6 @@
 
 namespace {
 
-using Element = BFloat16::Element;
-
 // Rows and weights of one task, whose sums stay in the second cache.
 constexpr int64_t kBlockRows = 16 * kTile;
 constexpr int64_t kBlockWeights = 6 * kPanel;
@@ -28,9 +25,11 @@ constexpr int64_t kDepth = 128;
 int64_t divided_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 // out[R, N] = x[R, K] w[N, K]^T + bias[N]; K and N are whole numbers of lanes.
+template <class T>
 struct Product {
-  const Element *x, *w, *bias;
-  Element* out;
+  using E = typename T::Element;
+  const E *x, *w, *bias;
+  E* out;
   int64_t num_rows, num_weights, length;
 
   int64_t num_panels() const { return divided_up(num_weights, kPanel); }
@@ -44,7 +43,7 @@ struct Product {
         __m512 block[kLanes];
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kLanes; i++)
-          block[i] = first < num_weights ? BFloat16::load_lanes(w + (first + i) * length + k)
+          block[i] = first < num_weights ? T::load_lanes(w + (first + i) * length + k)
                                          : _mm512_setzero_ps();
         transpose(block);
 #pragma GCC unroll 16
@@ -74,7 +73,7 @@ struct Product {
     for (int64_t row = 0; row < divided_up(count, kTile) * kTile; row++)
       for (int64_t i = 0; i < depth; i += kLanes)
         _mm512_store_ps(to + row * kDepth + i,
-                        row < count ? BFloat16::load_lanes(x + (first + row) * length + k + i)
+                        row < count ? T::load_lanes(x + (first + row) * length + k + i)
                                     : _mm512_setzero_ps());
   }
 
@@ -90,15 +89,25 @@ struct Product {
   void finish(int64_t row, int64_t place, int64_t n, int64_t width, const float* sums) const {
     for (int64_t i = 0; i < width; i += kLanes) {
       const float* from = sums + (i / kPanel * kBlockRows + place) * kPanel + i % kPanel;
-      const __m512 offset = bias ? BFloat16::load_lanes(bias + n + i) : _mm512_setzero_ps();
-      BFloat16::store_lanes(_mm512_add_ps(_mm512_load_ps(from), offset),
+      const __m512 offset = bias ? T::load_lanes(bias + n + i) : _mm512_setzero_ps();
+      T::store_lanes(_mm512_add_ps(_mm512_load_ps(from), offset),
                             out + row * num_weights + n + i);
     }
   }
 };
 
-void linear(const Product& product, int num_threads) {
-  const int64_t panel_size = kPanel * product.length;
+template <class T>
+void linear(const void* x, const void* w, const void* bias, void* out, int64_t num_rows,
+            int64_t num_weights, int64_t length, int num_threads) {
+  using E = typename T::Element;
+  const Product<T> product = {static_cast<const E*>(x),
+                              static_cast<const E*>(w),
+                              static_cast<const E*>(bias),
+                              static_cast<E*>(out),
+                              num_rows,
+                              num_weights,
+                              length};
+  const int64_t panel_size = kPanel * length;
   const Numbers weights(product.num_panels() * panel_size);
 #pragma omp parallel num_threads(num_threads)
   {
@@ -107,8 +116,8 @@ void linear(const Product& product, int num_threads) {
     for (int64_t panel = 0; panel < product.num_panels(); panel++)
       product.order_weights(panel, weights.data() + panel * panel_size);
 #pragma omp for collapse(2) schedule(dynamic)
-    for (int64_t row = 0; row < product.num_rows; row += kBlockRows)
-      for (int64_t n = 0; n < product.num_weights; n += kBlockWeights)
+    for (int64_t row = 0; row < num_rows; row += kBlockRows)
+      for (int64_t n = 0; n < num_weights; n += kBlockWeights)
         product.compute(row, n, weights.data(), rows.data(), sums.data());
   }
 }
@@ -116,21 +125,5 @@ void linear(const Product& product, int num_threads) {
 }  // namespace
 
 PyObject* many_rows_linear(PyObject*, PyObject* args) {
-  unsigned long long x, w, bias, out;
-  long long num_rows, num_weights, length;
-  int num_threads;
-  if (!PyArg_ParseTuple(args, "KKKKLLLi", &x, &w, &bias, &out, &num_rows, &num_weights, &length,
-                        &num_threads))
-    return nullptr;
-  const Product product = {reinterpret_cast<const Element*>(x),
-                           reinterpret_cast<const Element*>(w),
-                           reinterpret_cast<const Element*>(bias),
-                           reinterpret_cast<Element*>(out),
-                           num_rows,
-                           num_weights,
-                           length};
-  Py_BEGIN_ALLOW_THREADS;
-  linear(product, num_threads);
-  Py_END_ALLOW_THREADS;
-  Py_RETURN_NONE;
+  return call_linear(args, linear<Float32>, linear<BFloat16>);
 }

@@ -4,8 +4,9 @@
 
 Few rows with the weights of a layer and of the output projection, and attention of few rows to the
 keys and values of a source (12 heads of 64); each call goes through as many weights, or layers, as
-do not fit into the caches. Many rows of bfloat16 with the weights of a layer, against torch's
-product in float32, widened and rounded around it. Window attention is in `tests.bench.attention`.
+do not fit into the caches. Many rows with the weights of a layer, against torch's product, for
+bfloat16 in float32, widened and rounded around it, if that is the faster way here. Window attention
+is in `tests.bench.attention`.
 Outputs are compared with float64 first: where ours are further off than torch's, no speed is
 printed. `ratio` is torch's time over ours, `gb_per_s` what ours reads of weights or keys.
 """
@@ -108,16 +109,18 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
     )
 
 
-def bench_many_rows(shape: tuple[int, int], num_rows: int, rounds: int) -> None:
-    x, w, bias = (torch.randn(s).bfloat16() for s in ((num_rows, shape[1]), shape, shape[:1]))
+def bench_many_rows(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, rounds: int) -> None:
+    x, w, bias = (torch.randn(s).to(dtype) for s in ((num_rows, shape[1]), shape, shape[:1]))
+    module = torch.nn.Linear(*shape[::-1], dtype=dtype)
+    module.weight, module.bias = torch.nn.Parameter(w), torch.nn.Parameter(bias)
 
     def by_torch() -> Tensor:
         with patch.object(many_rows, "can_multiply", return_value=False):
-            return layers._multiply_wide(x, w, bias)
+            return layers.linear(module, x)
 
     compare(
         "many rows",
-        f"{shape[0]} x {shape[1]}, {num_rows} rows, bfloat16",
+        f"{shape[0]} x {shape[1]}, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
                 lambda: many_rows.multiply(x, w, bias),
@@ -133,10 +136,10 @@ def bench_many_rows(shape: tuple[int, int], num_rows: int, rounds: int) -> None:
 def main() -> None:
     given = settings(__doc__, rounds=9)
     with torch.inference_mode():
-        for num_rows in MANY_ROWS:
-            for shape in WEIGHTS[:-1]:
-                bench_many_rows(shape, num_rows, given.rounds)
         for dtype, rows in ROWS.items():
+            for num_rows in MANY_ROWS:
+                for shape in WEIGHTS[:-1]:
+                    bench_many_rows(shape, num_rows, dtype, given.rounds)
             for num_rows in rows:
                 for shape in WEIGHTS:
                     bench_products(shape, num_rows, dtype, given.rounds)

@@ -193,6 +193,22 @@ class TestWhere:
         assert not few_rows.can_attend(draw(1, 17, 2, 64), *[draw(1, 2, 9, 64)] * 2)
 
     @needs_kernels
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(("is_slow", "most"), [(False, 16), (True, 192)])
+    def test_more_of_them_where_torch_is_slow(
+        self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_slow: bool, most: int
+    ) -> None:
+        if dtype == torch.bfloat16:
+            most = 64 if is_slow else 8
+        for name in ("multiplies_float32_slowly", "multiplies_bfloat16_slowly"):
+            monkeypatch.setattr(few_rows, name, lambda: is_slow)
+        taken = [
+            few_rows.can_multiply(draw(rows, 64, dtype=dtype), self.W.to(dtype), None)
+            for rows in (most, most + 1)
+        ]
+        assert taken == [True, False]
+
+    @needs_kernels
     def test_not_what_it_cannot_read(self) -> None:
         assert not few_rows.can_multiply(self.X.double(), self.W.double(), None)
         assert not few_rows.can_multiply(self.X, self.W.bfloat16(), None)
@@ -219,7 +235,7 @@ class TestWhere:
 
     @needs_kernels
     def test_a_gradient_is_refused_and_not_taken_for_zero(self) -> None:
-        with torch.enable_grad(), pytest.raises(NotImplementedError, match="decoders' steps"):
+        with torch.enable_grad(), pytest.raises(NotImplementedError, match="for inference"):
             few_rows.multiply(self.X.clone().requires_grad_(), self.W, None).sum().backward()
 
     @needs_kernels

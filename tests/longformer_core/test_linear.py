@@ -53,8 +53,9 @@ def module() -> nn.Linear:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that multiplies float32 faster than bfloat16."""
+    """A CPU that torch's products are slow on, those of bfloat16 most of all."""
     monkeypatch.setattr(subject, "multiplies_bfloat16_slowly", lambda: True)
+    monkeypatch.setattr(subject, "multiplies_float32_slowly", lambda: True)
 
 
 @pytest.fixture(params=["kernel", "torch"])
@@ -91,8 +92,24 @@ class TestComputingDtype:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: INTEL | differences)
         assert subject.multiplies_bfloat16_slowly.__wrapped__() == is_slow
 
+    @pytest.mark.parametrize(
+        ("differences", "is_slow"),
+        [
+            ({}, False),
+            ({"cpu_name": "AMD EPYC"}, True),
+            ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+        ],
+    )
+    def test_float32_by_cpu(
+        self, monkeypatch: pytest.MonkeyPatch, differences: dict[str, object], is_slow: bool
+    ) -> None:
+        has = INTEL | dict.fromkeys(("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl"), True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has | differences)
+        assert subject.multiplies_float32_slowly.__wrapped__() == is_slow
+
     def test_this_cpu_has_an_answer(self) -> None:
         assert subject.multiplies_bfloat16_slowly() in (True, False)
+        assert subject.multiplies_float32_slowly() in (True, False)
 
     @pytest.mark.usefixtures("slow")
     def test_only_bfloat16_on_cpus_is_widened(self) -> None:
@@ -155,10 +172,11 @@ class TestLinear:
         assert module.weight.grad.dtype == torch.bfloat16
 
     @pytest.mark.usefixtures("slow")
-    def test_autocast_decides_for_itself(self) -> None:
-        module = nn.Linear(WIDTH, WIDTH)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_autocast_decides_for_itself(self, dtype: torch.dtype) -> None:
+        module, states = nn.Linear(WIDTH, WIDTH), draw(dtype=dtype)
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(linear(module, draw()), module(draw()))
+            torch.testing.assert_close(linear(module, states), module(states))
 
 
 def test_a_hooked_projection_is_not_plain() -> None:

@@ -1,4 +1,4 @@
-"""The compiled kernel for many rows of bfloat16, against products in float64."""
+"""The compiled kernel for many rows, against products in float64."""
 
 from collections.abc import Iterator
 
@@ -21,16 +21,33 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(torch.bfloat16)
+    return torch.randn(*shape, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 6, 95, 96, 97, 200])
-@pytest.mark.parametrize(
+ROWS = pytest.mark.parametrize("rows", [1, 5, 6, 95, 96, 97, 200])
+SHAPES = pytest.mark.parametrize(
     ("num_weights", "length"),
     [(16, 16), (48, 128), (64, 144), (80, 112), (400, 768), (784, 272), (32, 3072)],
 )
+
+
+@ROWS
+@SHAPES
+def test_float32_is_rounded_as_sums_are(rows: int, num_weights: int, length: int) -> None:
+    x, w = (draw(n, length, seed=n, dtype=torch.float32) for n in (rows, num_weights))
+    for bias in (None, draw(num_weights, dtype=torch.float32)):
+        exact = linear(x.double(), w.double(), None if bias is None else bias.double())
+        found = many_rows.multiply(x, w, bias)
+        assert found.dtype == torch.float32
+        # Roundings of sums of so many terms seldom add up to more than their root.
+        spacings = 2**-24 * (2 + length**0.5) * (1 + linear(x.abs(), w.abs()))
+        assert ((found - exact).abs() <= spacings).all()
+
+
+@ROWS
+@SHAPES
 def test_sums_are_rounded_once(rows: int, num_weights: int, length: int) -> None:
     x, w = draw(rows, length), draw(num_weights, length, seed=1)
     for bias in (None, draw(num_weights, seed=2)):
@@ -85,8 +102,9 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     x, w, bias = draw(100, 64), draw(32, 64), draw(32)
     assert many_rows.can_multiply(x, w, bias)
     assert many_rows.can_multiply(x, w, None)
+    assert many_rows.can_multiply(x.float(), w.float(), bias.float())
     for others in (
-        (x.float(), w.float(), bias.float()),
+        (x.half(), w.half(), bias.half()),
         (x, w.float(), bias),
         (x, w, bias.float()),
         (x, w, draw(31)),
@@ -103,11 +121,15 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
         assert not many_rows.can_multiply(x, w, bias)
 
 
-def test_it_multiplies_many_rows_where_float32_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_multiplies_many_rows_where_torch_is_slow(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     own, used = many_rows.multiply, []
     monkeypatch.setattr(many_rows, "multiply", lambda *args: used.append(1) or own(*args))
-    module, x = nn.Linear(64, 32).to(torch.bfloat16), draw(200, 64)
+    module, x = nn.Linear(64, 32).to(dtype), draw(200, 64, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
     for is_slow, times in ((False, 0), (True, 1)):
-        monkeypatch.setattr(caller, "multiplies_bfloat16_slowly", lambda is_slow=is_slow: is_slow)
+        monkeypatch.setattr(caller, f"multiplies_{name}_slowly", lambda is_slow=is_slow: is_slow)
         torch.testing.assert_close(caller.linear(module, x), module(x))
         assert len(used) == times
