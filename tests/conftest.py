@@ -61,16 +61,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    ray_session: None, corpus: Path, led_directory: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """The summaries of a run that nothing happened to. Distinct, or no comparison could see."""
-    from tests.pipelines.drive import drive
-    from tests.pipelines.driving import summaries
+def undisturbed(corpus: Path, led_directory: Path) -> dict[str, str]:
+    """The summaries that a run ends with whatever happens to it: those of the engine without Ray.
 
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    drive(corpus=str(corpus), output=str(output), model=str(led_directory))
-    rows = summaries(output)
+    Distinct, or no comparison could see.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as pads
+
+    from tests.pipelines.drive import make_task
+
+    table = pads.dataset(str(corpus)).to_table()
+    task = make_task(str(led_directory))
+    ids = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids.to_pylist()
+    worker = task.load_worker("cpu", num_threads=2, memory_share=0.5)
+    names = table["id"].to_pylist()
+    outputs = worker(list(zip(names, ids, strict=True)), lambda: None)
+    rows = {names[index]: output.columns["summary"] for index, output in outputs}
     assert len(rows) == NUM_ROWS
     assert len(set(rows.values())) > 0.9 * NUM_ROWS
     return rows

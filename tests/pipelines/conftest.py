@@ -10,7 +10,7 @@ from tests.pipelines.driving import Trial
 
 
 @pytest.fixture
-def trial(tmp_path: Path, corpus: Path, led_directory: Path) -> Trial:
+def trial(ray_session: None, tmp_path: Path, corpus: Path, led_directory: Path) -> Trial:
     return Trial(tmp_path, corpus=str(corpus), model=str(led_directory))
 
 

@@ -18,6 +18,15 @@ from pipelines.storage import locate
 from tests.pipelines.faults import Accident
 
 
+def make_task(
+    model: str, generation: dict[str, Any] | None = None, task: dict[str, Any] | None = None
+) -> Accident:
+    """Return the task of a run. `task` are the accidents, and what else is not the usual."""
+    settings = {"max_new_tokens": 16, "no_repeat_ngram_size": 3} | (generation or {})
+    options = GenerationConfig.from_pretrained(model).replace(**settings)
+    return Accident(model=model, generation=options, **{"max_source_tokens": 512} | (task or {}))
+
+
 def drive(
     *,
     corpus: str,
@@ -33,12 +42,7 @@ def drive(
     if num_cpus is not None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
     listed = list_corpus([corpus], text_column="text", id_column=None, kept={}, limit=limit)
-    settings = {"max_new_tokens": 16, "no_repeat_ngram_size": 3} | (generation or {})
-    accident = Accident(
-        model=model,
-        generation=GenerationConfig.from_pretrained(model).replace(**settings),
-        **{"max_source_tokens": 512} | (task or {}),
-    )
+    accident = make_task(model, generation, task)
     return run_batch(
         accident,
         listed,

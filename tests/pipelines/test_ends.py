@@ -41,9 +41,7 @@ def test_signals_then_the_rest(trial: Trial, undisturbed: dict[str, str]) -> Non
     assert resume == [*first_run[:2], "CheckpointFilter", *first_run[2:]]
 
 
-def test_a_run_in_which_nothing_moves_fails_and_says_what_waits(
-    trial: Trial, ray_session: None
-) -> None:
+def test_a_run_in_which_nothing_moves_fails_and_says_what_waits(trial: Trial) -> None:
     output = Path(trial.output)
     trial.arguments["limit"] = 16
     # In a process of its own: it leaves a worker asleep.

@@ -241,7 +241,11 @@ def test_failed_rows_can_be_run_again_alone(faulty: Path, model: Path, tmp_path:
 
 
 def test_a_document_that_kills_its_worker_is_given_up(
-    corpus: Path, led_directory: Path, undisturbed: dict[str, str], tmp_path: Path
+    ray_session: None,
+    corpus: Path,
+    led_directory: Path,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
     listed = list_corpus([str(corpus)], text_column="text", id_column=None, kept={}, limit=200)
