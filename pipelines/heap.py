@@ -1,8 +1,8 @@
 """What a worker's process does with memory that its tensors no longer need.
 
 glibc returns the end of a heap to the system whenever much of it is free, and takes it again for
-the next layer. The system clears every page that it hands out: that took a sixth of a job's time.
-So a worker keeps what it has while it computes, and gives it back between blocks.
+the next layer. The system clears every page that it hands out: in bfloat16 that took a sixth of a
+job's time. So a worker keeps what it has while it computes, and gives it back between blocks.
 """
 
 import ctypes
@@ -17,7 +17,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """Let this process keep what is freed, where the C library can (glibc)."""
+    """Let this process keep what is freed, where the C library can (glibc).
+
+    For tensors of 16 bits. An encoder's in float32 take almost half of a thread's heap each: so
+    much is lost between them that it takes 4.8 GB instead of 3.3, and no less time.
+    """
     if (mallopt := _function("mallopt")) is not None:
         mallopt(_MMAP_THRESHOLD, _HEAP_BYTES // 2)
         mallopt(_TRIM_THRESHOLD, _NEVER)

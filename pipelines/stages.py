@@ -18,7 +18,7 @@ from longformer_core.errors import LongformerError, NonFiniteError, OutOfMemoryE
 from pipelines.contract import ERROR, output_schema, row_error
 from pipelines.corpus import ID, READ_ERROR, TEXT
 from pipelines.errors import RunFailed
-from pipelines.heap import give_memory_back, keep_memory
+from pipelines.heap import give_memory_back
 from pipelines.ledger import Order, Tally, call, this_actor
 from pipelines.overlap import Room, Stopwatch
 from pipelines.storage import Location
@@ -142,7 +142,6 @@ class Generate:
         self.task_columns = task.columns.names
         self.name = uuid.uuid4().hex  # of this process: its successor has another
         call(ledger, "loading", self.name, this_actor())
-        keep_memory()
         self.worker = task.load_worker(device, num_threads, memory_share)
         call(ledger, "loaded", self.name)
         self._room, self._stopwatch = Room(), Stopwatch()

@@ -1,8 +1,9 @@
 // Many rows times weights: what an encoder is made of, with all that surrounds a product.
 //
 // For bfloat16 a library takes passes of their own to widen rows and weights, to lay the bias out
-// and to round. Here rows are widened as they are brought in order, and the bias is added as results
-// are rounded. Blocks go to whichever thread is free, so that one which is held up holds no other up.
+// and to round. Here rows are widened as they are brought in order, and the bias is added as
+// results are rounded. Blocks go to whichever thread is free, so that one which is held up holds no
+// other up.
 //
 // float32 and bfloat16, computed in float32; AVX-512. A row's result does not depend on the rows
 // beside it or on the number of threads. Called by many_rows.py, which checks everything.
@@ -72,9 +73,9 @@ struct Product {
   void order_rows(int64_t first, int64_t count, int64_t k, int64_t depth, float* to) const {
     for (int64_t row = 0; row < divided_up(count, kTile) * kTile; row++)
       for (int64_t i = 0; i < depth; i += kLanes)
-        _mm512_store_ps(to + row * kDepth + i,
-                        row < count ? T::load_lanes(x + (first + row) * length + k + i)
-                                    : _mm512_setzero_ps());
+        _mm512_store_ps(
+            to + row * kDepth + i,
+            row < count ? T::load_lanes(x + (first + row) * length + k + i) : _mm512_setzero_ps());
   }
 
   static void add(const float* rows, int64_t count, const float* panel, int64_t depth, bool is_more,
@@ -90,8 +91,7 @@ struct Product {
     for (int64_t i = 0; i < width; i += kLanes) {
       const float* from = sums + (i / kPanel * kBlockRows + place) * kPanel + i % kPanel;
       const __m512 offset = bias ? T::load_lanes(bias + n + i) : _mm512_setzero_ps();
-      T::store_lanes(_mm512_add_ps(_mm512_load_ps(from), offset),
-                            out + row * num_weights + n + i);
+      T::store_lanes(_mm512_add_ps(_mm512_load_ps(from), offset), out + row * num_weights + n + i);
     }
   }
 };
