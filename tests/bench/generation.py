@@ -243,7 +243,7 @@ def bench(
     """Run one case; `models` are transformers', the first in the dtype of ours."""
     work, dtype = make_work(case, given.new_tokens, given.mixed), next(iter(models))
     run_ours = functools.partial(engine_run, ours, work, cuda_graphs=given.cuda_graphs)
-    agreement = check(case, run_ours(), models[dtype], work, must_agree=dtype == "float32")
+    agreement = check(case, ours, run_ours(), models[dtype], work, must_agree=dtype == "float32")
     theirs = {name: Theirs(model, best_batch_size(model, work)) for name, model in models.items()}
     # That case takes long: trials of batch sizes have run everything before, and no goal is memory.
     is_long = case == "mixed"
@@ -279,12 +279,23 @@ def memory_figures(mine: int, theirs: int) -> dict[str, Any]:
 
 
 def check(
-    case: str, outputs: Sequence[Generation], theirs: Any, work: Work, *, must_agree: bool
+    case: str,
+    ours: LEDForConditionalGeneration,
+    outputs: Sequence[Generation],
+    theirs: Any,
+    work: Work,
+    *,
+    must_agree: bool,
 ) -> Mapping[str, float]:
     """Compare what all documents became together with a few of them, decoded alone by theirs."""
     sample = range(0, len(work.documents), max(1, len(work.documents) // COMPARED))
-    expected = generate_scored(theirs, work.of(sample))
-    return compare([outputs[index] for index in sample], expected, case, must_agree=must_agree)
+    few = work.of(sample)
+    return compare(
+        [outputs[index] for index in sample],
+        generate_scored(theirs, few),
+        case,
+        alone=(lambda index: engine_run(ours, few.of([index]))[0]) if must_agree else None,
+    )
 
 
 def main() -> None:

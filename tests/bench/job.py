@@ -9,10 +9,9 @@ first token to its last row written; the engine alone, with the token ids in mem
 an idle cluster, whose processes take their time of the cores too; and a loop of
 transformers' `generate` over padded batches of four. All compute with one thread for each core, as
 the job does: it divides them among its workers.
-Outputs are compared first: in float32 the loop's tokens are the engine's, or scores where two
-sequences are equally good, and the job's rows are too, both but for a twentieth; in bfloat16 the
-agreement is printed instead. Then the ratios of medians: job over engine, without and with the
-cluster beside it, and loop over job.
+Outputs are compared first: in float32 the loop's tokens are the engine's (`contestants.compare`),
+and so are the job's rows but for a twentieth; in bfloat16 the agreement is printed instead. Then
+the ratios of medians: job over engine, without and with the cluster beside it, and loop over job.
 """
 
 import argparse
@@ -35,7 +34,6 @@ from longformer_core.tokenizer import LEDTokenizerFast
 from pipelines.cluster import connect, num_cores
 from tests.bench.contestants import (
     GEOMETRIES,
-    MUST_AGREE,
     Tokens,
     Work,
     compare,
@@ -52,6 +50,9 @@ JOB_OVER_ENGINE, LOOP_OVER_JOB = (
     "at most 1.15",
     {"float32": "at least 3.5", "bfloat16": "at least 5"},
 )
+
+# The job packs other documents together than the engine alone does: the last bit may differ.
+MUST_AGREE = 0.95
 
 
 def make_corpus(folder: Path, data: Path, num_documents: int) -> Path:
@@ -112,7 +113,12 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
 
     is_exact = dtype == "float32"
     outputs = engine_run(ours, work)
-    agreement = compare(outputs, generate_scored(theirs, work), "loop", must_agree=is_exact)
+    agreement = compare(
+        outputs,
+        generate_scored(theirs, work),
+        "loop",
+        alone=(lambda index: engine_run(ours, work.of([index]))[0]) if is_exact else None,
+    )
     expected = texts([output.sequences[0] for output in outputs])
     job_s, engine_s, beside_s, loop_s, equal_rows = [], [], [], [], 1.0
     for number in range(given.rounds):
