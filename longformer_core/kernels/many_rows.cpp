@@ -3,7 +3,8 @@
 // For bfloat16 a library takes passes of their own to widen rows and weights, to lay the bias out
 // and to round. Here rows are widened as they are brought in order, and the bias is added as
 // results are rounded. Blocks go to whichever thread is free, so that one which is held up holds no
-// other up.
+// other up; threads beside each other write other rows, for two that write to one new page at once
+// each have it cleared.
 //
 // float32 and bfloat16, computed in float32; AVX-512. A row's result does not depend on the rows
 // beside it or on the number of threads. Called by many_rows.py, which checks everything.
@@ -116,8 +117,8 @@ void linear(const void* x, const void* w, const void* bias, void* out, int64_t n
     for (int64_t panel = 0; panel < product.num_panels(); panel++)
       product.order_weights(panel, weights.data() + panel * panel_size);
 #pragma omp for collapse(2) schedule(dynamic)
-    for (int64_t row = 0; row < num_rows; row += kBlockRows)
-      for (int64_t n = 0; n < num_weights; n += kBlockWeights)
+    for (int64_t n = 0; n < num_weights; n += kBlockWeights)
+      for (int64_t row = 0; row < num_rows; row += kBlockRows)
         product.compute(row, n, weights.data(), rows.data(), sums.data());
   }
 }
