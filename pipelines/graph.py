@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.corpus import ID, Corpus
 from pipelines.errors import RunFailed
+from pipelines.heap import KEEP_MEMORY
 from pipelines.ledger import Ledger
 from pipelines.reading import ParquetCorpus
 from pipelines.runs import Run
@@ -156,7 +157,9 @@ def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Data
     """The graph up to the write."""
     kept = corpus.kept_schema
     rows = resources.rows_per_block
-    gpus = {"num_gpus": 1} if resources.device == "cuda" else {}
+    needs: dict[str, Any] = {"runtime_env": {"env_vars": KEEP_MEMORY}}
+    if resources.device == "cuda":
+        needs = {"num_gpus": 1}
     num_row_groups = sum(1 for f in corpus.files for _, count in f.row_groups if count)
     return (
         ray.data.read_datasource(
@@ -195,7 +198,7 @@ def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Data
                 max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
                 enable_true_multi_threading=True,  # or a lock lets one call in at a time
             ),
-            **gpus,
+            **needs,
         )
     )
 

@@ -19,7 +19,6 @@ from longformer_core.generation.config import GenerationConfig
 from longformer_core.location import resolve
 from longformer_core.tokenizer import LEDTokenizerFast
 from pipelines.contract import OUTPUT_VERSION, row_error
-from pipelines.heap import keep_memory
 from pipelines.stages import Encoded, Output
 from pipelines.storage import Location, locate
 
@@ -208,8 +207,6 @@ class SummarizeWorker:
             # Ray sets OMP_NUM_THREADS from the logical CPUs it was asked for, which say nothing
             # about how many cores this worker has to itself.
             torch.set_num_threads(num_threads)
-            if task.dtype != "float32":
-                keep_memory()
         directory = resolve(task.model)
         self.task = task
         self.tokenizer = LEDTokenizerFast.from_pretrained(directory)

@@ -1,22 +1,25 @@
 """That a worker's process keeps its memory while it computes, and gives it back between blocks."""
 
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
+from pipelines.heap import KEEP_MEMORY
 from tests.pipelines.driving import ROOT
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 
 # As a layer does, in a thread as the engine's: several tensors at a time.
 PROGRAM = """
-import resource, sys, threading
-from pipelines.heap import give_memory_back, keep_memory
+import resource, threading
+from pipelines.heap import give_memory_back
 
 def layer():
-    tensors = [bytearray(12_000_000) for _ in range(16)]
+    tensors = [bytearray(megabytes * 10**6) for megabytes in (12, 25, 25, 100) * 4]
 
 def faults(call):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,28 +32,31 @@ def compute():
     give_memory_back()
     print(first, more, faults(layer))
 
-if sys.argv[1] == "keep":
-    keep_memory()
 thread = threading.Thread(target=compute)
 thread.start()
 thread.join()
 """
 
 
-def page_faults(how: str) -> list[int]:
+def page_faults(settings: Mapping[str, str]) -> list[int]:
     """Page faults of a first layer, of five more, and of one after memory was given back."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ | settings,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return [int(word) for word in done.stdout.split()]
 
 
 def test_pages_are_taken_once_and_given_back() -> None:
-    first, more, after = page_faults("keep")
+    first, more, after = page_faults(KEEP_MEMORY)
     assert more < first / 10
     assert after > first / 2
 
 
 def test_glibc_alone_takes_them_again_and_again() -> None:
-    first, more, _ = page_faults("leave")
+    first, more, _ = page_faults({})
     assert more > first

@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 
+import psutil
 import pytest
 
 from pipelines.errors import Refused
+from pipelines.heap import KEEP_MEMORY
 from tests.pipelines.driving import Trial, summaries, wait_for
 
 BLOCK = 8
@@ -45,6 +47,8 @@ def test_killed_on_two_cpus_with_a_limit(trial: Trial, undisturbed: dict[str, st
     wait_for(lambda: trial.num_committed() >= 3, "the third block")
     worked_on = trial.num_begun()
     assert worked_on <= (trial.num_committed() + 6) * BLOCK, "finished rows are not durable"
+    worker = psutil.Process(int(next(trial.journal.glob("*.log")).stem))
+    assert KEEP_MEMORY.items() <= worker.environ().items(), "the worker has a heap per thread"
     driver.kill()
     assert trial.start().wait() == 0, trial.said()
     rows = summaries(trial.output)
