@@ -5,20 +5,24 @@
 
 Transcripts of `qmsum`, cut to 2,000 tokens of the published vocabulary, through a directory of an
 untrained LED-base, 4 beams, exactly as many new tokens as asked for. In turn: the job, from its
-first token to its last row written; the engine alone, with the token ids in memory; the same beside
-an idle cluster, whose processes take their time of the cores too; and a loop of
-transformers' `generate` over padded batches of four. All compute with one thread for each core, as
-the job does: it divides them among its workers.
+first token to its last row written; the engine alone, with the token ids in memory, in this
+process, which has decoded before; the same in a process of its own that has just loaded the model,
+as a job's worker has, and must ask the system for its memory; the same in this one beside an idle
+cluster, whose processes take their time of the cores too; and a loop of transformers' `generate`
+over padded batches of four. All compute with one thread for each core, as the job does: it divides
+them among its workers.
 Outputs are compared first: in float32 the loop's tokens are the engine's (`contestants.compare`),
 and so are the job's rows but for a twentieth; in bfloat16 the agreement is printed instead. Then
-the ratios of medians: job over engine, without and with the cluster beside it, and loop over job.
+the ratios of medians: job over engine, each of the three, and loop over job.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +103,17 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def seconds_in_a_fresh_process(model: Path, dtype: str, work: Work) -> float:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_load_and_run, model, dtype, work).result()
+
+
+def _load_and_run(model: Path, dtype: str, work: Work) -> float:
+    torch.set_num_threads(num_cores())
+    ours = LEDForConditionalGeneration.from_pretrained(model, dtype=getattr(torch, dtype))
+    return seconds(lambda: engine_run(ours, work))
+
+
 def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.Namespace) -> None:
     task = make_task(model, folder / "unused", given.new_tokens, dtype)
     work = make_work(task, corpus)
@@ -120,7 +135,7 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         alone=(lambda index: engine_run(ours, work.of([index]))[0]) if is_exact else None,
     )
     expected = texts([output.sequences[0] for output in outputs])
-    job_s, engine_s, beside_s, loop_s, equal_rows = [], [], [], [], 1.0
+    job_s, engine_s, fresh_s, beside_s, loop_s, equal_rows = [], [], [], [], [], 1.0
     for number in range(given.rounds):
         name = f"{dtype}-{number}"
         task = make_task(model, folder / f"first-{name}", given.new_tokens, dtype)
@@ -133,10 +148,13 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         equal_rows = min(equal, equal_rows)
         job_s.append(job_seconds(task, folder / name))
         engine_s.append(seconds(lambda: engine_run(ours, work)))
+        fresh_s.append(seconds_in_a_fresh_process(model, dtype, work))
         with connect(None):
             beside_s.append(seconds(lambda: engine_run(ours, work)))
         loop_s.append(seconds(lambda: generate_run(theirs, work, LOOP_BATCH)))
-    job, engine, beside, loop = map(statistics.median, (job_s, engine_s, beside_s, loop_s))
+    job, engine, fresh, beside, loop = map(
+        statistics.median, (job_s, engine_s, fresh_s, beside_s, loop_s)
+    )
     emit(
         "job",
         dtype,
@@ -149,10 +167,12 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         rounds=given.rounds,
         job_s=job,
         engine_s=engine,
+        engine_in_fresh_process_s=fresh,
         engine_beside_cluster_s=beside,
         loop_s=loop,
         job_over_engine=job / engine,
         job_over_engine_goal=JOB_OVER_ENGINE,
+        job_over_engine_in_fresh_process=job / fresh,
         job_over_engine_beside_cluster=job / beside,
         loop_over_job=loop / job,
         loop_over_job_goal=LOOP_OVER_JOB[dtype],
