@@ -157,6 +157,7 @@ def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Data
     """The graph up to the write."""
     kept = corpus.kept_schema
     rows = resources.rows_per_block
+    # On a CPU tensors lie in the heap of the process.
     needs: dict[str, Any] = {"runtime_env": {"env_vars": KEEP_MEMORY}}
     if resources.device == "cuda":
         needs = {"num_gpus": 1}
