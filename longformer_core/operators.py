@@ -36,7 +36,7 @@ def fake_of(made: torch._ops.OpOverload) -> Callable[[_Function], _Function]:
 def has_no_gradient(made: torch._ops.OpOverload, reason: str) -> None:
     """Let an operator refuse to be differentiated: torch would only warn, and take it for constant.
 
-    Raises: when its gradient is asked for, NotImplementedError.
+    Raises: when its gradient is asked for, NotImplementedError, as torch's own without one do.
     """
 
     def refuse(*_: Any) -> None:

@@ -290,12 +290,8 @@ def check(
     """Compare what all documents became together with a few of them, decoded alone by theirs."""
     sample = range(0, len(work.documents), max(1, len(work.documents) // COMPARED))
     few = work.of(sample)
-    return compare(
-        [outputs[index] for index in sample],
-        generate_scored(theirs, few),
-        case,
-        alone=(lambda index: engine_run(ours, few.of([index]))[0]) if must_agree else None,
-    )
+    together, alone = [outputs[index] for index in sample], generate_scored(theirs, few)
+    return compare(ours, few, together, alone, case, must_agree=must_agree)
 
 
 def main() -> None:
