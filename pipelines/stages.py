@@ -168,6 +168,8 @@ class Generate:
         return order
 
     def _generate(self, key: str, order: Order, block: pa.Table) -> pa.Table:
+        # What earlier blocks left. Not at their end: their rows would wait for it.
+        give_memory_back()
         self._stopwatch.start()
         ids = block.column(ID).to_pylist()
         runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
@@ -176,7 +178,6 @@ class Generate:
         rows = self._assemble(block, outputs)
         tally, samples = _tally(rows, self._stopwatch.stop())
         call(self.ledger, "finish", key, tally, samples)
-        give_memory_back()
         return rows
 
     def _run(

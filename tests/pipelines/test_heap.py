@@ -1,4 +1,4 @@
-"""That a worker's process keeps its memory while it computes, and gives it back between blocks."""
+"""A worker's process keeps its memory while it computes, and gives it back when it is told to."""
 
 import os
 import platform
