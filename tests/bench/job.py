@@ -16,7 +16,7 @@ and so are the job's rows, both but for a twentieth; in bfloat16 the agreement i
 Then the ratios of medians: job over engine, each of the three, and loop over job. What Ray and the
 pipeline cost is the job over the engine in a process of its own. The job over the engine that has
 its memory contains what a new process pays for memory, too: where new pages are dear, as on some
-virtual machines, the engine alone pays more than the goal allows.
+virtual machines, in float32 that alone can be more than the goal allows.
 """
 
 import argparse
