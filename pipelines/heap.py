@@ -4,7 +4,7 @@ By default glibc asks the system for each large tensor and returns it when it is
 with the ends of its heaps, of which every thread has its own. The system clears every page that it
 hands out, and a virtual machine may have to ask for it first: up to a fifth of a job's time. So a
 worker on a CPU has one heap for all and keeps it while it computes. Every worker gives back what is
-free before it begins a block.
+free now and then, before it begins a block.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ KEEP_MEMORY = {
 def give_memory_back() -> None:
     """Return what is free to the system, where the C library can (glibc).
 
-    Tensors of ever other sizes leave holes in the heap: without this a worker grows for as long as
-    it runs, for nothing.
+    Tensors of ever other sizes leave holes in the heap, and a worker that never did this would hold
+    what its largest block needed, and more, until it ends.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)

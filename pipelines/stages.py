@@ -25,6 +25,9 @@ from pipelines.storage import Location
 
 INPUT_IDS = "__input_ids"
 _LEDGER_INTERVAL_S = 1.0
+# The least time from when a worker gives its free memory back to when it does so again: taking it
+# anew costs the next blocks up to a tenth of their time.
+_MEMORY_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Generate:
         self.worker = task.load_worker(device, num_threads, memory_share)
         call(ledger, "loaded", self.name)
         self._room, self._stopwatch = Room(), Stopwatch()
-        self._told = time.monotonic()
+        self._told = self._gave_back = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         key = _key(block)
@@ -168,8 +171,7 @@ class Generate:
         return order
 
     def _generate(self, key: str, order: Order, block: pa.Table) -> pa.Table:
-        # What earlier blocks left. Not at their end: their rows would wait for it.
-        give_memory_back()
+        self._give_back()
         self._stopwatch.start()
         ids = block.column(ID).to_pylist()
         runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
@@ -179,6 +181,12 @@ class Generate:
         tally, samples = _tally(rows, self._stopwatch.stop())
         call(self.ledger, "finish", key, tally, samples)
         return rows
+
+    def _give_back(self) -> None:
+        """Now and then return what earlier blocks left; at their end rows would wait for it."""
+        if time.monotonic() - self._gave_back > _MEMORY_INTERVAL_S:
+            self._gave_back = time.monotonic()
+            give_memory_back()
 
     def _run(
         self, key: str, order: Order, documents: dict[int, tuple[str, Sequence[int]]]
