@@ -3,8 +3,8 @@
 By default glibc asks the system for each large tensor and returns it when it is freed, as it does
 with the ends of its heaps, of which every thread has its own. The system clears every page that it
 hands out, and a virtual machine may have to ask for it first: up to a fifth of a job's time. So a
-worker on a CPU has one heap for all and keeps it while it computes. Every worker gives back what is
-free now and then, before it begins a block.
+worker on a CPU has one heap for all and keeps it while it computes. Now and then, before a block,
+every worker gives back what is free.
 """
 
 import ctypes

