@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.ledger import Tally
+from pipelines.pace import Every
 
 _LINE_INTERVAL_S = 10.0
 
@@ -62,12 +63,10 @@ def show_progress(rows_in: int, before: Tally) -> Iterator[Show]:
 
 
 def _lines(rows_in: int, rate: Rate) -> Show:
-    last = time.monotonic()
+    line = Every(_LINE_INTERVAL_S)
 
     def show(total: Tally) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LINE_INTERVAL_S:
-            last = time.monotonic()
+        if line.is_due():
             done = f"{total.rows}/{rows_in} documents"
             print(f"{done}, {rate.describe(total)}", file=sys.stderr, flush=True)
 

@@ -21,6 +21,7 @@ from pipelines.errors import RunFailed
 from pipelines.heap import give_memory_back
 from pipelines.ledger import Order, Tally, call, this_actor
 from pipelines.overlap import Room, Stopwatch
+from pipelines.pace import Every
 from pipelines.storage import Location
 
 INPUT_IDS = "__input_ids"
@@ -148,7 +149,7 @@ class Generate:
         self.worker = task.load_worker(device, num_threads, memory_share)
         call(ledger, "loaded", self.name)
         self._room, self._stopwatch = Room(), Stopwatch()
-        self._told = self._gave_back = time.monotonic()
+        self._tell, self._give_back = Every(_LEDGER_INTERVAL_S), Every(_MEMORY_INTERVAL_S)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         key = _key(block)
@@ -171,7 +172,9 @@ class Generate:
         return order
 
     def _generate(self, key: str, order: Order, block: pa.Table) -> pa.Table:
-        self._give_back()
+        # What earlier blocks left. Not at their end: their rows would wait for it.
+        if self._give_back.is_due():
+            give_memory_back()
         self._stopwatch.start()
         ids = block.column(ID).to_pylist()
         runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
@@ -181,12 +184,6 @@ class Generate:
         tally, samples = _tally(rows, self._stopwatch.stop())
         call(self.ledger, "finish", key, tally, samples)
         return rows
-
-    def _give_back(self) -> None:
-        """Now and then return what earlier blocks left; at their end rows would wait for it."""
-        if time.monotonic() - self._gave_back > _MEMORY_INTERVAL_S:
-            self._gave_back = time.monotonic()
-            give_memory_back()
 
     def _run(
         self, key: str, order: Order, documents: dict[int, tuple[str, Sequence[int]]]
@@ -205,9 +202,7 @@ class Generate:
                 yield index, output
 
     def _moved(self) -> None:
-        # Two blocks may both tell at the same moment; once too often does no harm.
-        if time.monotonic() - self._told > _LEDGER_INTERVAL_S:
-            self._told = time.monotonic()
+        if self._tell.is_due():
             self.ledger.moved.remote()
 
     def _assemble(self, block: pa.Table, outputs: dict[int, Output]) -> pa.Table:

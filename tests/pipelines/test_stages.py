@@ -250,11 +250,11 @@ def blocks_of(*names: str) -> list[pa.Table]:
 def test_memory_is_given_back_now_and_then(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = []
     monkeypatch.setattr(stages, "give_memory_back", lambda: given_back.append(None))
-    task = Letters()
-    generate_rows, tokenize = generate(task, ledger), Tokenize(task, KEPT.names)
     interval_s = 0.2
     monkeypatch.setattr(stages, "_MEMORY_INTERVAL_S", interval_s)
+    task = Letters()
     started = time.monotonic()
+    generate_rows, tokenize = generate(task, ledger), Tokenize(task, KEPT.names)
     for number in range(30):
         generate_rows(tokenize(block_of(["ab"], name=f"block {number}")))
         time.sleep(0.02)
