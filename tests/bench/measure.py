@@ -5,6 +5,7 @@ import ctypes
 import gc
 import importlib.metadata
 import json
+import mmap
 import os
 import statistics
 import sys
@@ -109,6 +110,18 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     peak = _status_bytes("VmHWM")
     del kept
     return peak - before
+
+
+def new_page_us(num_bytes: int) -> float:
+    """Return the microseconds of a core for each page of so much memory that is new to the process.
+
+    The system clears a page before it hands it out. A virtual machine that gives free memory back
+    to its host has to ask for it first, which takes several times as long; so afterwards so much
+    memory is at hand, at least for a while.
+    """
+    started = time.process_time()
+    torch.empty(num_bytes, dtype=torch.uint8)[:: mmap.PAGESIZE].fill_(1)
+    return (time.process_time() - started) / (num_bytes / mmap.PAGESIZE) * 1e6
 
 
 def cuda_peak_bytes(call: Callable[[], Any]) -> int:
