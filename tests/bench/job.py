@@ -12,7 +12,8 @@ cluster, whose processes take their time of the cores too; and a loop of transfo
 over padded batches of four. All compute with one thread for each core, as the job does: it divides
 them among its workers.
 Before the job and before the process of its own, as much memory as either needs is touched once, so
-that a virtual machine which gave it back to its host has it again; `page_us` says what that took.
+that a virtual machine which gave it back to its host has it again; `page_us_...` says what a page
+of it took.
 Outputs are compared first: in float32 the loop's tokens are the engine's (`contestants.compare`)
 and so are the job's rows, both but for a twentieth; in bfloat16 the agreement is printed instead.
 Then the ratios of medians: job over engine, each of the three, and loop over job. What Ray and the
@@ -44,7 +45,6 @@ from pipelines.cluster import connect, num_cores
 from tests.bench.contestants import (
     GEOMETRIES,
     MUST_AGREE,
-    Tokens,
     Work,
     compare,
     engine_run,
@@ -118,72 +118,87 @@ def _load_and_run(model: Path, dtype: str, work: Work) -> float:
     return seconds(lambda: engine_run(ours, work))
 
 
-def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.Namespace) -> None:
-    task = make_task(model, folder / "unused", given.new_tokens, dtype)
-    work = make_work(task, corpus)
-    tokenizer = LEDTokenizerFast.from_pretrained(model)
-    ours = LEDForConditionalGeneration.from_pretrained(model, dtype=getattr(torch, dtype))
-    theirs = transformers.LEDForConditionalGeneration.from_pretrained(
-        model, dtype=getattr(torch, dtype)
-    ).eval()
+class Bench:
+    """The contestants with one model in one dtype; their outputs are compared on the way."""
 
-    def texts(sequences: list[Tokens]) -> list[str]:
-        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
+    def __init__(
+        self, folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.Namespace
+    ) -> None:
+        self.folder, self.model, self.corpus = folder, model, corpus
+        self.dtype, self.given = dtype, given
+        self.work = make_work(self.make_task("unused"), corpus)
+        self.ours = LEDForConditionalGeneration.from_pretrained(model, dtype=getattr(torch, dtype))
+        self.theirs = transformers.LEDForConditionalGeneration.from_pretrained(
+            model, dtype=getattr(torch, dtype)
+        ).eval()
+        outputs = engine_run(self.ours, self.work)
+        alone = generate_scored(self.theirs, self.work)
+        self.is_exact = dtype == "float32"
+        self.agreement = compare(
+            self.ours, self.work, outputs, alone, "loop", must_agree=self.is_exact
+        )
+        decode = LEDTokenizerFast.from_pretrained(model).decode
+        self.expected = [decode(o.sequences[0], skip_special_tokens=True) for o in outputs]
 
-    is_exact = dtype == "float32"
-    outputs = engine_run(ours, work)
-    alone = generate_scored(theirs, work)
-    agreement = compare(ours, work, outputs, alone, "loop", must_agree=is_exact)
-    expected = texts([output.sequences[0] for output in outputs])
-    job_s, engine_s, fresh_s, beside_s, loop_s = [], [], [], [], []
-    page_us, equal_rows = [], 1.0
-    for number in range(given.rounds):
-        name = f"{dtype}-{number}"
-        task = make_task(model, folder / f"first-{name}", given.new_tokens, dtype)
-        page_us.append(new_page_us(JOB_MEMORY))
-        run_job(task, corpus, folder / name, given.workers)
-        rows = job_rows(folder / name)
-        equal = share_equal([rows[row] for row in sorted(rows)], expected)
-        assert not is_exact or equal >= MUST_AGREE, (
+    def make_task(self, name: str) -> Timed:
+        return make_task(
+            self.model, self.folder / f"first-{name}", self.given.new_tokens, self.dtype
+        )
+
+    def round(self, number: int) -> dict[str, float]:
+        """Run each contestant once, in turn; return their seconds and what else was measured."""
+        found: dict[str, float] = {"page_us_before_job": new_page_us(JOB_MEMORY)}
+        found |= self.job(f"{self.dtype}-{number}")
+        found["engine_s"] = seconds(self.engine)
+        found["page_us_before_fresh_process"] = new_page_us(JOB_MEMORY)
+        found["engine_in_fresh_process_s"] = seconds_in_a_fresh_process(
+            self.model, self.dtype, self.work
+        )
+        with connect(None):
+            found["engine_beside_cluster_s"] = seconds(self.engine)
+        found["loop_s"] = seconds(lambda: generate_run(self.theirs, self.work, LOOP_BATCH))
+        return found
+
+    def engine(self) -> None:
+        engine_run(self.ours, self.work)
+
+    def job(self, name: str) -> dict[str, float]:
+        task, output = self.make_task(name), self.folder / name
+        run_job(task, self.corpus, output, self.given.workers)
+        rows = job_rows(output)
+        equal = share_equal([rows[row] for row in sorted(rows)], self.expected)
+        assert not self.is_exact or equal >= MUST_AGREE, (
             f"{equal:.0%} of the job's rows are the engine's: no speed is printed"
         )
-        equal_rows = min(equal, equal_rows)
-        job_s.append(job_seconds(task, folder / name))
-        engine_s.append(seconds(lambda: engine_run(ours, work)))
-        page_us.append(new_page_us(JOB_MEMORY))
-        fresh_s.append(seconds_in_a_fresh_process(model, dtype, work))
-        with connect(None):
-            beside_s.append(seconds(lambda: engine_run(ours, work)))
-        loop_s.append(seconds(lambda: generate_run(theirs, work, LOOP_BATCH)))
-    job, engine, fresh, beside, loop = map(
-        statistics.median, (job_s, engine_s, fresh_s, beside_s, loop_s)
-    )
+        return {"equal_rows": equal, "job_s": job_seconds(task, output)}
+
+
+def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.Namespace) -> None:
+    contestants = Bench(folder, model, corpus, dtype, given)
+    each = [contestants.round(number) for number in range(given.rounds)]
+    median = {name: statistics.median(found[name] for found in each) for name in each[0]}
+    median["equal_rows"] = min(found["equal_rows"] for found in each)
+    job = median["job_s"]
     emit(
         "job",
         dtype,
         model=given.model,
-        documents=len(work.documents),
-        source_tokens=sum(map(len, work.documents)),
+        documents=len(contestants.work.documents),
+        source_tokens=sum(map(len, contestants.work.documents)),
         new_tokens=given.new_tokens,
         beams=BEAMS,
         workers=given.workers,
         rounds=given.rounds,
-        page_us=[round(price, 2) for price in page_us],
-        job_s_each=[round(s, 2) for s in job_s],
-        job_s=job,
-        engine_s=engine,
-        engine_in_fresh_process_s=fresh,
-        engine_beside_cluster_s=beside,
-        loop_s=loop,
-        job_over_engine=job / engine,
+        **median,
+        job_over_engine=job / median["engine_s"],
         job_over_engine_goal=JOB_OVER_ENGINE,
-        job_over_engine_in_fresh_process=job / fresh,
+        job_over_engine_in_fresh_process=job / median["engine_in_fresh_process_s"],
         job_over_engine_in_fresh_process_goal=JOB_OVER_ENGINE,
-        job_over_engine_beside_cluster=job / beside,
-        loop_over_job=loop / job,
+        job_over_engine_beside_cluster=job / median["engine_beside_cluster_s"],
+        loop_over_job=median["loop_s"] / job,
         loop_over_job_goal=LOOP_OVER_JOB[dtype],
-        equal_rows=equal_rows,
-        **agreement,
+        **contestants.agreement,
+        each=[{name: float(f"{value:.4g}") for name, value in found.items()} for found in each],
     )
 
 
