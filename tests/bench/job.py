@@ -77,19 +77,6 @@ def make_corpus(folder: Path, data: Path, num_documents: int) -> Path:
     return folder
 
 
-def make_task(model: Path, note: Path, num_new: int, dtype: str) -> Timed:
-    options = GenerationConfig.from_pretrained(model).replace(
-        num_beams=BEAMS, max_new_tokens=num_new, min_new_tokens=num_new
-    )
-    return Timed(
-        model=str(model),
-        generation=options,
-        max_source_tokens=SOURCE_TOKENS,
-        dtype=dtype,
-        note=str(note),
-    )
-
-
 def make_work(task: Timed, corpus: Path) -> Work:
     """Encode the corpus as the job does."""
     texts = pq.read_table(corpus)["text"].cast(pa.large_string())
@@ -141,8 +128,16 @@ class Bench:
         self.expected = [decode(o.sequences[0], skip_special_tokens=True) for o in outputs]
 
     def make_task(self, name: str) -> Timed:
-        return make_task(
-            self.model, self.folder / f"first-{name}", self.given.new_tokens, self.dtype
+        num_new = self.given.new_tokens
+        options = GenerationConfig.from_pretrained(self.model).replace(
+            num_beams=BEAMS, max_new_tokens=num_new, min_new_tokens=num_new
+        )
+        return Timed(
+            model=str(self.model),
+            generation=options,
+            max_source_tokens=SOURCE_TOKENS,
+            dtype=self.dtype,
+            note=str(self.folder / f"first-{name}"),
         )
 
     def round(self, number: int) -> dict[str, float]:
@@ -177,6 +172,7 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
     contestants = Bench(folder, model, corpus, dtype, given)
     each = [contestants.round(number) for number in range(given.rounds)]
     median = {name: statistics.median(found[name] for found in each) for name in each[0]}
+    # Of equal rows the worst round counts.
     median["equal_rows"] = min(found["equal_rows"] for found in each)
     job = median["job_s"]
     emit(
@@ -198,7 +194,7 @@ def bench(folder: Path, model: Path, corpus: Path, dtype: str, given: argparse.N
         loop_over_job=median["loop_s"] / job,
         loop_over_job_goal=LOOP_OVER_JOB[dtype],
         **contestants.agreement,
-        each=[{name: float(f"{value:.4g}") for name, value in found.items()} for found in each],
+        each=each,
     )
 
 

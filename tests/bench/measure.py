@@ -169,11 +169,18 @@ def _status_bytes(field: str) -> int:
 def emit(bench: str, kind: str, **values: Any) -> dict[str, Any]:
     """Print one result with the machine and the versions it was made with; return it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
-    line = {"bench": bench, "kind": kind} | rounded
+    line = {"bench": bench, "kind": kind} | _rounded(values)
     machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     print(json.dumps(line | machine | {"versions": versions}), flush=True)
     return line
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

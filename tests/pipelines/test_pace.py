@@ -2,21 +2,22 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import pytest
+
+from pipelines import pace
 from pipelines.pace import Every
 
 
-def test_a_turn_comes_when_its_time_has_passed() -> None:
-    turn = Every(0.05)
-    time.sleep(0.06)
-    assert turn.is_due()
-    time.sleep(0.06)
-    assert turn.is_due()
-
-
-def test_there_is_no_turn_before() -> None:
-    turn = Every(60.0)
-    assert not turn.is_due()
+def test_a_turn_comes_when_its_time_has_passed_since_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([100.0, 100.0, 109.0, 110.0, 110.0, 112.0, 119.0, 123.0, 131.0, 133.0])
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    turn = Every(10.0)
+    due = [turn.is_due() for _ in range(9)]
+    assert due == [False, False, True, False, False, False, True, False, True]
 
 
 def test_a_turn_is_one_threads() -> None:
