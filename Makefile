@@ -25,7 +25,7 @@ HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
 HAS_DEV := $(VENV)/.longhaul-dev
 HAS_LEGACY := $(VENV_LEGACY)/.longhaul-legacy
-COMPILED := $(wildcard longformer_core/kernels/*)
+COMPILED := $(wildcard longformer_core/ops/cpu/csrc/*)
 
 .DELETE_ON_ERROR:
 .PHONY: demo test check gpu test-legacy

@@ -7,7 +7,7 @@ import click
 
 from jobs.options import collect, run
 from jobs.report import print_conversion
-from longformer_core.convert import Conversion, check_output, plan_conversion
+from longformer_core.conversion.convert import Conversion, check_output, plan_conversion
 from pipelines.errors import Refused
 
 COUNT = click.IntRange(min=1)

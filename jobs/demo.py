@@ -32,8 +32,8 @@ from jobs.options import run
 from jobs.summarize import summarize
 from longformer_core.config import LEDConfig
 from longformer_core.models.led import LEDForConditionalGeneration
-from longformer_core.tokenizer import LEDTokenizer
-from pipelines.batch import read_manifest
+from longformer_core.tokenization.tokenizer import LEDTokenizer
+from pipelines.run_directory.directory import read_manifest
 from pipelines.storage import locate
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from longformer_core.config import LEDConfig
-from longformer_core.convert import Conversion
-from pipelines.batch import Report
-from pipelines.corpus import Corpus
+from longformer_core.conversion.convert import Conversion
+from pipelines.batch.driver import Report
+from pipelines.corpus.listing import Corpus
 from pipelines.storage import Location
 from pipelines.tasks.summarize import Summarize
 

@@ -10,17 +10,18 @@ import pyarrow as pa
 
 from jobs.options import collect, read_yaml, run
 from jobs.report import print_plan, print_report
-from longformer_core.checkpoint import check_directory, resolve
+from longformer_core.checkpoints.directory import check_directory
+from longformer_core.checkpoints.weights import resolve
 from longformer_core.config import LEDConfig
 from longformer_core.errors import CheckpointError
 from longformer_core.generation.config import GenerationConfig
-from pipelines.batch import BatchOptions, allowed_failures, check_room, run_batch
+from pipelines.batch.driver import BatchOptions, allowed_failures, run_batch
 from pipelines.cluster import has_gpu
-from pipelines.contract import output_schema
-from pipelines.corpus import Corpus, list_corpus
+from pipelines.corpus.listing import Corpus, list_corpus
 from pipelines.errors import Refused
-from pipelines.runs import inspect_run
-from pipelines.storage import Location, locate
+from pipelines.rows import output_schema
+from pipelines.run_directory.directory import inspect_run
+from pipelines.storage import Location, check_room, locate
 from pipelines.tasks.summarize import Summarize
 
 GENERATION = (

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longformer_core.attention.dense import dense_probabilities
     from longformer_core.attention.window import window_attention, window_attention_with_lse
-    from longformer_core.batch_encoding import BatchEncoding
-    from longformer_core.checkpoint import check_directory, list_model_files
+    from longformer_core.checkpoints.directory import check_directory, list_model_files
     from longformer_core.config import LEDConfig, LongformerCausalConfig, LongformerConfig
-    from longformer_core.convert import (
+    from longformer_core.conversion.convert import (
         Conversion,
         convert_directory,
         copy_global_projections,
@@ -34,17 +33,16 @@ if TYPE_CHECKING:
     from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine
-    from longformer_core.generation.handle import Generation, Handle, Request, Tokens
-    from longformer_core.global_tokens import (
+    from longformer_core.generation.request import Generation, Handle, Request, Tokens
+    from longformer_core.hub import resolve
+    from longformer_core.layout import Layout, default_global_positions
+    from longformer_core.models.attention_maps import attention_dense
+    from longformer_core.models.global_attention_mask import (
         mark_choice,
         mark_first_token,
         mark_question,
         mark_spans,
     )
-    from longformer_core.layout import Layout, default_global_positions
-    from longformer_core.location import resolve
-    from longformer_core.models.attention_maps import attention_dense
-    from longformer_core.models.causal import LongformerForCausalLM
     from longformer_core.models.led import (
         LEDForConditionalGeneration,
         LEDModel,
@@ -63,6 +61,7 @@ if TYPE_CHECKING:
         LongformerModel,
         LongformerPreTrainedModel,
     )
+    from longformer_core.models.longformer_causal import LongformerForCausalLM
     from longformer_core.models.outputs import (
         LEDEncoderBaseModelOutput,
         LEDGenerateOutput,
@@ -79,7 +78,8 @@ if TYPE_CHECKING:
         LongformerSequenceClassifierOutput,
         LongformerTokenClassifierOutput,
     )
-    from longformer_core.tokenizer import (
+    from longformer_core.tokenization.batch_encoding import BatchEncoding
+    from longformer_core.tokenization.tokenizer import (
         LEDTokenizer,
         LEDTokenizerFast,
         LongformerTokenizer,
@@ -160,17 +160,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "BatchEncoding": "batch_encoding",
+    "BatchEncoding": "tokenization.batch_encoding",
     "CancelledError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
-    "Conversion": "convert",
+    "Conversion": "conversion.convert",
     "DeadlineError": "errors",
     "Engine": "generation.engine",
     "Estimate": "estimate",
-    "Generation": "generation.handle",
+    "Generation": "generation.request",
     "GenerationConfig": "generation.config",
-    "Handle": "generation.handle",
+    "Handle": "generation.request",
     "LEDConfig": "config",
     "LEDEncoderBaseModelOutput": "models.outputs",
     "LEDForConditionalGeneration": "models.led",
@@ -183,8 +183,8 @@ _HOME = {
     "LEDSeq2SeqModelOutput": "models.outputs",
     "LEDSeq2SeqQuestionAnsweringModelOutput": "models.outputs",
     "LEDSeq2SeqSequenceClassifierOutput": "models.outputs",
-    "LEDTokenizer": "tokenizer",
-    "LEDTokenizerFast": "tokenizer",
+    "LEDTokenizer": "tokenization.tokenizer",
+    "LEDTokenizerFast": "tokenization.tokenizer",
     "Layout": "layout",
     "LongformerBaseModelOutput": "models.outputs",
     "LongformerBaseModelOutputWithPooling": "models.outputs",
@@ -192,7 +192,7 @@ _HOME = {
     "LongformerCausalLMOutput": "models.outputs",
     "LongformerConfig": "config",
     "LongformerError": "errors",
-    "LongformerForCausalLM": "models.causal",
+    "LongformerForCausalLM": "models.longformer_causal",
     "LongformerForMaskedLM": "models.longformer",
     "LongformerForMultipleChoice": "models.longformer",
     "LongformerForQuestionAnswering": "models.longformer",
@@ -205,29 +205,29 @@ _HOME = {
     "LongformerQuestionAnsweringModelOutput": "models.outputs",
     "LongformerSequenceClassifierOutput": "models.outputs",
     "LongformerTokenClassifierOutput": "models.outputs",
-    "LongformerTokenizer": "tokenizer",
-    "LongformerTokenizerFast": "tokenizer",
+    "LongformerTokenizer": "tokenization.tokenizer",
+    "LongformerTokenizerFast": "tokenization.tokenizer",
     "NonFiniteError": "errors",
     "OutOfMemoryError": "errors",
-    "Request": "generation.handle",
+    "Request": "generation.request",
     "ShapeError": "errors",
     "TokenizerError": "errors",
-    "Tokens": "generation.handle",
+    "Tokens": "generation.request",
     "TooLongError": "errors",
     "attention_dense": "models.attention_maps",
-    "check_directory": "checkpoint",
-    "convert_directory": "convert",
-    "copy_global_projections": "convert",
+    "check_directory": "checkpoints.directory",
+    "convert_directory": "conversion.convert",
+    "copy_global_projections": "conversion.convert",
     "default_global_positions": "layout",
     "dense_probabilities": "attention.dense",
     "estimate_cost": "estimate",
-    "list_model_files": "checkpoint",
-    "mark_choice": "global_tokens",
-    "mark_first_token": "global_tokens",
-    "mark_question": "global_tokens",
-    "mark_spans": "global_tokens",
-    "plan_conversion": "convert",
-    "resolve": "location",
+    "list_model_files": "checkpoints.directory",
+    "mark_choice": "models.global_attention_mask",
+    "mark_first_token": "models.global_attention_mask",
+    "mark_question": "models.global_attention_mask",
+    "mark_spans": "models.global_attention_mask",
+    "plan_conversion": "conversion.convert",
+    "resolve": "hub",
     "window_attention": "attention.window",
     "window_attention_with_lse": "attention.window",
 }

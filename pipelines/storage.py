@@ -7,6 +7,7 @@ take the same road.
 import json
 import os
 import posixpath
+import shutil
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -129,3 +130,16 @@ def has_wildcard(path: str) -> bool:
 def common_directory(paths: list[str]) -> str:
     """The deepest directory that holds all of these directories; "" if they share none."""
     return posixpath.commonpath(paths) if paths else ""
+
+
+def check_room(location: Location, num_bytes: int) -> list[str]:
+    """Is there room for the output on a local disk?"""
+    if not location.is_local:
+        return []
+    path = location.path
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    free = shutil.disk_usage(path).free
+    if free >= num_bytes:
+        return []
+    return [f"{location}: {free:,} bytes free, the output may need {num_bytes:,}"]

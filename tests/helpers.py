@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longformer_core import few_rows, linear, many_rows
-from longformer_core.attention import blocked_cpu
+from longformer_core.attention.blocked import native
 from longformer_core.config import LEDConfig
-from longformer_core.tokenizer import LEDTokenizer
+from longformer_core.ops import linear
+from longformer_core.ops.cpu import decode as few_rows
+from longformer_core.ops.cpu import gemm as many_rows
+from longformer_core.tokenization.tokenizer import LEDTokenizer
 
 TINY: dict[str, Any] = {
     "d_model": 32,
@@ -204,7 +206,7 @@ def corpus_texts(n: int, min_tokens: int = 1) -> list[str]:
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as on CPUs that the compiled kernels do not run on."""
-    for user in (linear, few_rows, many_rows, blocked_cpu):
+    for user in (linear, few_rows, many_rows, native):
         monkeypatch.setattr(user, "kernels", lambda: None)
 
 

@@ -18,8 +18,9 @@ from ray.scripts.scripts import start
 
 from jobs.cli import longhaul
 from jobs.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from pipelines import contract, runs
+from pipelines import rows
 from pipelines.errors import BudgetExceeded
+from pipelines.run_directory import directory as runs
 from pipelines.tasks.summarize import COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -137,19 +138,19 @@ def test_the_option_file_names_options() -> None:
 
 
 def test_the_columns_are_the_schema() -> None:
-    schema = contract.output_schema(COLUMNS, pa.schema([]))
+    schema = rows.output_schema(COLUMNS, pa.schema([]))
     expected = [[f"`{f.name}`", str(f.type).partition("<")[0]] for f in schema]
     assert [row[:2] for row in table_under("column | type")] == expected
-    for field in contract.ERROR:
+    for field in rows.ERROR:
         assert f"`{field.name}`" in README
 
 
 def test_stages_errors_and_states_are_the_contract() -> None:
     assert {row[0].strip("`") for row in table_under("type | what happened")} == set(
-        contract.ERROR_TYPES
+        rows.ERROR_TYPES
     )
-    assert words_after("`error.stage` is") == set(contract.STAGES)
-    assert words_after("`status.json` says") == set(get_args(contract.State))
+    assert words_after("`error.stage` is") == set(rows.STAGES)
+    assert words_after("`status.json` says") == set(get_args(rows.State))
 
 
 def words_after(start_of_sentence: str) -> set[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longformer_core.attention.autocast import in_one_dtype, without_autocast
 from longformer_core.attention.band import Band
-from longformer_core.attention.blocked import blocked_attention
+from longformer_core.attention.blocked.attention import blocked_attention
 from longformer_core.attention.dispatch import Implementation, choose
 from longformer_core.attention.reference import reference_attention
 from longformer_core.errors import ConfigError, ShapeError
@@ -131,6 +131,6 @@ def _run(
     if chosen == "blocked":
         return blocked_attention(q, k, v, layout, band, factor, dropout, needs_lse=needs_lse)
     # Here and not above: everything else runs without Triton.
-    from longformer_core.attention.fused import fused_attention
+    from longformer_core.attention.fused.window import fused_attention
 
     return fused_attention(q, k, v, layout, band, factor, dropout)

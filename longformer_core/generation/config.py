@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from longformer_core.config import LEDConfig, read_json, write_json
+from longformer_core.config import LEDConfig
+from longformer_core.config.base import read_json, write_json
 from longformer_core.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)

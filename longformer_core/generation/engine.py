@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from longformer_core.attention.rows import Form
+from longformer_core.attention.global_attention import Form
 from longformer_core.errors import (
     CancelledError,
     ConfigError,
     DeadlineError,
     LongformerError,
 )
+from longformer_core.generation.admission import Plan
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.handle import Generation, Handle, Request
-from longformer_core.generation.lane import Lane, Model
-from longformer_core.generation.plan import Plan
-from longformer_core.generation.stepper import record_cuda_graph
-from longformer_core.memory import available_bytes
-from longformer_core.threads import end_idle_threads
+from longformer_core.generation.decode_step import record_cuda_graph
+from longformer_core.generation.memory import available_bytes
+from longformer_core.generation.request import Generation, Handle, Request
+from longformer_core.generation.running_batch import Lane, Model
+from longformer_core.ops.cpu.openmp import end_idle_threads
 
 logger = logging.getLogger(__name__)
 

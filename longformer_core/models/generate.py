@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from longformer_core.config import LEDConfig, write_json
+from longformer_core.config import LEDConfig
+from longformer_core.config.base import write_json
 from longformer_core.errors import ShapeError
 from longformer_core.generation.config import GENERATION_FILE, GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Handle, Request, Tokens
-from longformer_core.generation.lane import Model
+from longformer_core.generation.request import Generation, Handle, Request, Tokens
+from longformer_core.generation.running_batch import Model
 from longformer_core.models.outputs import LEDGenerateOutput
 
 logger = logging.getLogger(__name__)

@@ -15,18 +15,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.rows import Form
-from longformer_core.attention.source import Source
-from longformer_core.config import LEDConfig, read_json
+from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.global_attention import Form
+from longformer_core.config import LEDConfig
+from longformer_core.config.base import read_json
 from longformer_core.errors import ConfigError, ShapeError, TooLongError
-from longformer_core.generation.cache import DecoderCache
 from longformer_core.generation.config import GENERATION_FILE
+from longformer_core.generation.kv_cache import DecoderCache
+from longformer_core.hub import resolve
 from longformer_core.layout import Layout
-from longformer_core.linear import linear_as_stored
-from longformer_core.location import resolve
-from longformer_core.models.base import PretrainedModel, check_ids
-from longformer_core.models.cache import DecoderPast
 from longformer_core.models.generate import GenerationMixin
+from longformer_core.models.layers import check_ids
 from longformer_core.models.led_layers import (
     DecoderMaps,
     LEDDecoder,
@@ -40,7 +39,10 @@ from longformer_core.models.outputs import (
     LEDSeq2SeqModelOutput,
     ModelOutput,
 )
-from longformer_core.models.padded import padded_batch
+from longformer_core.models.packing import padded_batch
+from longformer_core.models.past_key_values import DecoderPast
+from longformer_core.models.pretrained import PretrainedModel
+from longformer_core.ops.linear import linear_as_stored
 
 EncoderOutputs = LEDEncoderBaseModelOutput | tuple[Any, ...]
 

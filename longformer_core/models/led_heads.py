@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from longformer_core.config import LEDConfig
-from longformer_core.dropout import Dropout
 from longformer_core.errors import ShapeError
 from longformer_core.models.led import EncoderOutputs, LEDModel, LEDPreTrainedModel
 from longformer_core.models.losses import classification_loss, span_loss
@@ -17,6 +16,7 @@ from longformer_core.models.outputs import (
     LEDSeq2SeqQuestionAnsweringModelOutput,
     LEDSeq2SeqSequenceClassifierOutput,
 )
+from longformer_core.ops.dropout import Dropout
 
 
 class LEDClassificationHead(nn.Module):

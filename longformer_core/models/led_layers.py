@@ -13,15 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.rows import Form
-from longformer_core.attention.source import Source
-from longformer_core.chunks import in_chunks
+from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
-from longformer_core.dropout import dropout
 from longformer_core.layout import Layout
-from longformer_core.linear import linear
-from longformer_core.models.base import LayerStack, activation
+from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
+from longformer_core.ops.chunking import in_chunks
+from longformer_core.ops.dropout import dropout
+from longformer_core.ops.linear import linear
 
 # Published LED clamps a float16 layer's infinities to this distance from the largest number.
 _HALF_MARGIN = 1000

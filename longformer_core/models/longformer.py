@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
-from longformer_core.dropout import Dropout
 from longformer_core.errors import ShapeError
-from longformer_core.global_tokens import mark_choice, mark_first_token, mark_question
-from longformer_core.models.base import PretrainedModel, check_ids
+from longformer_core.models.global_attention_mask import (
+    mark_choice,
+    mark_first_token,
+    mark_question,
+)
+from longformer_core.models.layers import check_ids
 from longformer_core.models.longformer_layers import (
     LongformerEmbeddings,
     LongformerEncoder,
@@ -30,7 +33,9 @@ from longformer_core.models.outputs import (
     LongformerSequenceClassifierOutput,
     LongformerTokenClassifierOutput,
 )
-from longformer_core.models.padded import padded_batch
+from longformer_core.models.packing import padded_batch
+from longformer_core.models.pretrained import PretrainedModel
+from longformer_core.ops.dropout import Dropout
 
 
 class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):

@@ -8,14 +8,14 @@ Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
 import torch
 from torch import Tensor, nn
 
-from longformer_core.chunks import in_chunks
 from longformer_core.config import LongformerConfig
-from longformer_core.dropout import Dropout
 from longformer_core.errors import TooLongError
 from longformer_core.layout import Layout
-from longformer_core.linear import linear
-from longformer_core.models.base import LayerStack, activation
+from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
+from longformer_core.ops.chunking import in_chunks
+from longformer_core.ops.dropout import Dropout
+from longformer_core.ops.linear import linear
 
 
 class LongformerEmbeddings(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from longformer_core.models.cache import DecoderPast
+from longformer_core.models.past_key_values import DecoderPast
 
 
 @dataclass

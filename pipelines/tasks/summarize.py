@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 import xxhash
 
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.location import resolve
-from longformer_core.tokenizer import LEDTokenizerFast
-from pipelines.contract import OUTPUT_VERSION, row_error
-from pipelines.stages import Encoded, Output
+from longformer_core.hub import resolve
+from longformer_core.tokenization.tokenizer import LEDTokenizerFast
+from pipelines.rows import OUTPUT_VERSION, row_error
 from pipelines.storage import Location, locate
+from pipelines.tasks.base import Encoded, Output
 
 COLUMNS = pa.schema([pa.field("summary", pa.large_string())])
 
 _LIBRARY_BYTES = 512 * 2**20
 
 if TYPE_CHECKING:
-    from longformer_core.generation.handle import Request
+    from longformer_core.generation.request import Request
 
 RowError = dict[str, str] | None
 
@@ -74,7 +74,7 @@ class Summarize:
         }
 
     def _model_files(self) -> list[Path]:
-        from longformer_core.checkpoint import list_model_files
+        from longformer_core.checkpoints.directory import list_model_files
 
         return list_model_files(resolve(self.model))
 
@@ -200,7 +200,7 @@ class SummarizeWorker:
         import torch
 
         from longformer_core.generation.engine import Engine
-        from longformer_core.memory import available_bytes
+        from longformer_core.generation.memory import available_bytes
         from longformer_core.models.led import LEDForConditionalGeneration
 
         if device == "cpu":
@@ -235,7 +235,7 @@ class SummarizeWorker:
             yield index, Output({"summary": text}, sum(i not in self.special for i in ids))
 
     def _request(self, name: str, ids: Sequence[int]) -> "Request":
-        from longformer_core.generation.handle import Request
+        from longformer_core.generation.request import Request
 
         options = self.task.generation
         seed = row_seed(self.task.seed, name) if options.do_sample else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core import Layout, window_attention
-from longformer_core.attention import blocked_cpu
+from longformer_core.attention.blocked import native
 from tests.bench.measure import alternate, distance, emit, peak_bytes, settings
 
 HEADS, HEAD_DIM, RADIUS, BLOCK = 12, 64, 256, 256
@@ -43,7 +43,7 @@ def in_plain_pytorch(run: Callable[[], object]) -> Callable[[], None]:
     """Run without the compiled kernel, also where there is one."""
 
     def run_plainly() -> None:
-        with patch.object(blocked_cpu, "can_attend", return_value=False):
+        with patch.object(native, "can_attend", return_value=False):
             run()
 
     return run_plainly

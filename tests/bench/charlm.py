@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from longformer_core.config import LongformerCausalConfig
-from longformer_core.models.causal import LongformerForCausalLM
+from longformer_core.models.longformer_causal import LongformerForCausalLM
 from tests.helpers import data_folder
 
 CONTEXT, BATCH = 256, 8

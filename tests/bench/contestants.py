@@ -15,7 +15,7 @@ from torch import Tensor
 from longformer_core import LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Request
+from longformer_core.generation.request import Generation, Request
 from tests.helpers import LED_BASE, LED_LARGE, TINY
 
 _POSITIONS = {"max_encoder_position_embeddings": 16384, "max_decoder_position_embeddings": 1024}

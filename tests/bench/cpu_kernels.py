@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from longformer_core import few_rows, many_rows
-from longformer_core import linear as layers
+from longformer_core.ops import linear as layers
+from longformer_core.ops.cpu import decode as few_rows
+from longformer_core.ops.cpu import gemm as many_rows
 from tests.bench.measure import alternate, distance, emit, settings
 
 HEADS, HEAD_DIM = 12, 64

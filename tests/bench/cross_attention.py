@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from longformer_core import Layout
-from longformer_core.attention.rows import Form
-from longformer_core.attention.source import Source
+from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.global_attention import Form
 from tests.bench.measure import alternate, distance, emit, settings
 
 D, HEADS = 768, 12

@@ -33,7 +33,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from longformer_core import Layout, window_attention
-from longformer_core.attention import fused as kernels
+from longformer_core.attention.fused import window as kernels
 from tests.bench.measure import (
     alternate,
     cuda_bytes_per_s,

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core import Layout
-from longformer_core.attention.rows import global_attention
-from longformer_core.attention.source import Source
+from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.global_attention import global_attention
 from tests.bench.fused import CALLS, HEAD_DIM, TOLERANCE, repeated
 from tests.bench.measure import alternate, cuda_bytes_per_s, distance, emit
 

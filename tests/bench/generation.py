@@ -35,7 +35,7 @@ import transformers
 
 from longformer_core import LEDConfig, LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.handle import Generation
+from longformer_core.generation.request import Generation
 from tests.bench.contestants import (
     GEOMETRIES,
     Work,

@@ -40,7 +40,7 @@ import transformers
 
 from longformer_core import LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.tokenizer import LEDTokenizerFast
+from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from pipelines.cluster import connect, num_cores
 from tests.bench.contestants import (
     GEOMETRIES,

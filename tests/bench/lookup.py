@@ -19,8 +19,8 @@ from torch import Tensor
 from longformer_core import LEDConfig, LEDForConditionalGeneration
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Request
-from longformer_core.tokenizer import LEDTokenizerFast
+from longformer_core.generation.request import Generation, Request
+from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from tests.bench.measure import alternate, emit
 from tests.helpers import data_folder, trained_tokenizer_directory
 

@@ -32,7 +32,7 @@ import ray
 import torch
 
 from longformer_core.generation.config import GenerationConfig
-from pipelines.batch import versions
+from pipelines.batch.driver import versions
 from pipelines.cluster import connect
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
 from tests.bench.timed_job import Timed, job_rows, job_seconds, run_job

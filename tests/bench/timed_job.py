@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.dataset as pads
 
 from jobs.summarize import fingerprint_of
-from pipelines.batch import BatchOptions, run_batch
-from pipelines.corpus import list_corpus
-from pipelines.stages import Output
+from pipelines.batch.driver import BatchOptions, run_batch
+from pipelines.corpus.listing import list_corpus
 from pipelines.storage import locate
+from pipelines.tasks.base import Output
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
 
 

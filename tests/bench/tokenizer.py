@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from longformer_core.tokenizer import LEDTokenizer
+from longformer_core.tokenization.tokenizer import LEDTokenizer
 from tests.helpers import all_texts, tokenizer_directory
 
 GOAL = 0.95

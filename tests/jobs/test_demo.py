@@ -20,8 +20,8 @@ from jobs.demo import (
     write_corpus,
     write_model,
 )
-from longformer_core.tokenizer import LEDTokenizer
-from pipelines.contract import Manifest
+from longformer_core.tokenization.tokenizer import LEDTokenizer
+from pipelines.run_directory.schemas import Manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ pytest.importorskip("tensorflow", reason="needs the environment of the legacy te
 import transformers
 from transformers.modeling_tf_pytorch_utils import load_tf2_model_in_pytorch_model
 
-from longformer_core.checkpoint import load_into, read_state_dict
+from longformer_core.checkpoints.weights import load_into, read_state_dict
 from longformer_core.config import LEDConfig
 from longformer_core.models import led, longformer
 

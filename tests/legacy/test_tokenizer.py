@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longformer_core.tokenizer import LEDTokenizer, LongformerTokenizer
+from longformer_core.tokenization.tokenizer import LEDTokenizer, LongformerTokenizer
 from tests.helpers import corpus_texts, tokenizer_directory
 
 assert transformers.__version__.startswith("4."), "run by `make test-legacy`, in its environment"

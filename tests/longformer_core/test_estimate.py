@@ -11,16 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from longformer_core import linear
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.estimate import estimate_cost
+from longformer_core.generation.admission import Plan
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.handle import Handle, Request
-from longformer_core.generation.plan import Plan
+from longformer_core.generation.request import Handle, Request
 from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
+from longformer_core.ops import linear
 from tests.helpers import without_kernels
 
 SIZES: dict[str, Any] = {

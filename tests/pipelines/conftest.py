@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import ownership
+from pipelines.run_directory import ownership
 from pipelines.storage import Location, locate
 from tests.pipelines.driving import Trial
 

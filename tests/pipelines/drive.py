@@ -12,8 +12,8 @@ import ray
 from jobs.options import exit_code
 from jobs.summarize import fingerprint_of
 from longformer_core.generation.config import GenerationConfig
-from pipelines.batch import BatchOptions, Report, run_batch
-from pipelines.corpus import list_corpus
+from pipelines.batch.driver import BatchOptions, Report, run_batch
+from pipelines.corpus.listing import list_corpus
 from pipelines.storage import locate
 from tests.pipelines.faults import Accident
 

@@ -15,8 +15,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.batch import Report
-from pipelines.runs import Run
+from pipelines.batch.driver import Report
+from pipelines.run_directory.directory import Run
 from pipelines.storage import locate
 from tests.pipelines.drive import drive
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages import Output
+from pipelines.tasks.base import Output
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
 
 if TYPE_CHECKING:

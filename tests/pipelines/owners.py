@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.ownership import Owner
+from pipelines.run_directory.ownership import Owner
 from pipelines.storage import Location
 
 

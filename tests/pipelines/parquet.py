@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus import Corpus, list_corpus
+from pipelines.corpus.listing import Corpus, list_corpus
+from pipelines.corpus.reading import read_row_group
 from pipelines.errors import Refused
-from pipelines.reading import read_row_group
 
 RESERVED = ("id", "summary", "error")
 

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from jobs.options import exit_code
 from jobs.summarize import fingerprint_of
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.tokenizer import LEDTokenizerFast
-from pipelines.batch import BatchOptions, Report, run_batch
-from pipelines.contract import Manifest, Status, output_schema
-from pipelines.corpus import list_corpus
+from longformer_core.tokenization.tokenizer import LEDTokenizerFast
+from pipelines.batch.driver import BatchOptions, Report, run_batch
+from pipelines.corpus.listing import list_corpus
 from pipelines.errors import BudgetExceeded
+from pipelines.rows import output_schema
+from pipelines.run_directory.schemas import Manifest, Status
 from pipelines.storage import locate
 from pipelines.tasks.summarize import COLUMNS
 from tests.helpers import corpus_texts, make_led_directory

@@ -7,8 +7,8 @@ import threading
 import psutil
 import pytest
 
+from pipelines.batch.heap import KEEP_MEMORY
 from pipelines.errors import Refused
-from pipelines.heap import KEEP_MEMORY
 from tests.pipelines.driving import Trial, summaries, wait_for
 
 BLOCK = 8

@@ -14,7 +14,7 @@ from torch import Tensor
 from longformer_core.config import LEDConfig
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Request
+from longformer_core.generation.request import Generation, Request
 from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from tests.helpers import TINY

@@ -11,7 +11,7 @@ import torch
 
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Handle, Request, Tokens
+from longformer_core.generation.request import Generation, Handle, Request, Tokens
 from longformer_core.models.led import LEDForConditionalGeneration
 from tests.longformer_core.generation.helpers import Watched, documents, models
 

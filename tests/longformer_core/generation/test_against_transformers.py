@@ -18,14 +18,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from longformer_core.generation import lane
-from longformer_core.generation.beam_search import BeamSearch
+from longformer_core.generation import running_batch as lane
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits import History, ScoreRules
-from longformer_core.generation.search import Search
-from longformer_core.generation.start import start_search
+from longformer_core.generation.logits_processors import History, ScoreRules
+from longformer_core.generation.search.base import Search
+from longformer_core.generation.search.beam import BeamSearch
+from longformer_core.generation.search.factory import start_search
 from longformer_core.models.led import LEDForConditionalGeneration
-from longformer_core.tokenizer import LEDTokenizer
+from longformer_core.tokenization.tokenizer import LEDTokenizer
 from tests.helpers import trained_tokenizer_directory
 from tests.longformer_core.generation.helpers import (
     VOCAB,

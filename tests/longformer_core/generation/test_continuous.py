@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longformer_core.attention.rows import Form
+from longformer_core.attention.global_attention import Form
 from longformer_core.errors import (
     CancelledError,
     DeadlineError,
@@ -23,8 +23,8 @@ from longformer_core.errors import (
 )
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Handle, Request
-from longformer_core.generation.lane import Lane
+from longformer_core.generation.request import Handle, Request
+from longformer_core.generation.running_batch import Lane
 from tests.longformer_core.generation.helpers import Watched, documents, models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     BEAMS,

@@ -20,7 +20,7 @@ from longformer_core.errors import (
 )
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Request
+from longformer_core.generation.request import Request
 from longformer_core.layout import Layout
 from tests.longformer_core.generation.helpers import (
     VOCAB,

@@ -11,8 +11,8 @@ import torch
 from longformer_core.errors import CancelledError, LongformerError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Request
-from longformer_core.generation.lane import Lane
+from longformer_core.generation.request import Generation, Request
+from longformer_core.generation.running_batch import Lane
 from tests.longformer_core.generation.helpers import models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     GREEDY,

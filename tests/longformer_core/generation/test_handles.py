@@ -11,7 +11,7 @@ import pytest
 from longformer_core.errors import CancelledError, DeadlineError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.handle import Generation, Handle, Tokens
+from longformer_core.generation.request import Generation, Handle, Tokens
 from tests.longformer_core.generation.helpers import models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     GREEDY,

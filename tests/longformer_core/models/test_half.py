@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from longformer_core import linear
+from longformer_core.ops import linear
 from tests.longformer_core.models import test_led_published, test_longformer
 from tests.longformer_core.models.published import batch, difference, pair
 

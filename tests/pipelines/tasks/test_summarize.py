@@ -17,12 +17,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longformer_core import memory
 from longformer_core.errors import OutOfMemoryError
+from longformer_core.generation import memory
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.tokenizer import LEDTokenizerFast
-from pipelines.runs import differences
-from pipelines.stages import Encoded
+from longformer_core.tokenization.tokenizer import LEDTokenizerFast
+from pipelines.run_directory.directory import differences
+from pipelines.tasks.base import Encoded
 from pipelines.tasks.summarize import Summarize, row_seed
 from tests.helpers import corpus_texts
 from tests.pipelines.parquet import invalid_utf8

@@ -1,0 +1,47 @@
+"""What users script against: the Arrow schema of the output and the JSON files beside it."""
+
+import pyarrow as pa
+
+# Raised when the same input and options would give other rows than the release before.
+OUTPUT_VERSION = 1
+
+STAGES = ("read", "tokenize", "generate", "write")
+ERROR_TYPES = (
+    "NullText",
+    "EmptyText",  # blank counts
+    "TooLong",
+    "NonFinite",
+    "OutOfMemory",
+    "WorkerDied",
+    "ModelError",
+    "ReadError",  # a page of the input that does not decode
+)
+ERROR = pa.struct(
+    [
+        pa.field("stage", pa.string()),
+        pa.field("type", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+COUNT_FIELDS = (
+    pa.field("num_tokens_in", pa.int32()),
+    pa.field("num_tokens_out", pa.int32()),
+    pa.field("num_windows", pa.int32()),
+    pa.field("truncated", pa.bool_()),
+    pa.field("coverage", pa.float64()),
+    pa.field("error", ERROR),
+)
+
+
+def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:
+    """The schema of `output/`: id, the task's columns, counts and error, the kept columns."""
+    return pa.schema(
+        [pa.field("id", pa.string(), nullable=False), *task_columns, *COUNT_FIELDS, *kept]
+    )
+
+
+def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
+    """A value of the `error` column."""
+    assert stage in STAGES, stage
+    assert kind in ERROR_TYPES, kind
+    return {"stage": stage, "type": kind, "message": message}
