@@ -1,5 +1,8 @@
 """What users script against: the Arrow schema of the output and the JSON files beside it."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pyarrow as pa
 
 # Raised when the same input and options would give other rows than the release before.
@@ -31,6 +34,22 @@ COUNT_FIELDS = (
     pa.field("coverage", pa.float64()),
     pa.field("error", ERROR),
 )
+
+
+@dataclass(frozen=True)
+class InputColumn:
+    """What a task reads of every row, as `__ROLE`: a text, or a list of words.
+
+    columns: where it comes from; several texts are joined by `separator`, and null parts left out.
+        `a.b` is the field `b` of a struct `a`.
+    prefix: a text put before it.
+    """
+
+    role: str
+    columns: tuple[str, ...]
+    kind: Literal["text", "words"] = "text"
+    separator: str = "\n\n"
+    prefix: str = ""
 
 
 def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:
