@@ -3,10 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
+from annotated_types import Ge
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from longformer_core.errors import LongformerError, did_you_mean
 from pipelines.errors import PipelineError, Refused
@@ -55,6 +59,50 @@ def _as_typed(option: click.Option, value: Any) -> Any:
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def click_options(*models: type[BaseModel]) -> list[click.Option]:
+    """Return a command-line option for every field of strict models, those required first.
+
+    A field's description is the help; a bool is a flag; a tuple may be given several times.
+    """
+    fields = {name: field for model in models for name, field in model.model_fields.items()}
+    ordered = sorted(fields.items(), key=lambda item: not item[1].is_required())
+    return [_click_option(name, field) for name, field in ordered]
+
+
+def _click_option(name: str, field: FieldInfo) -> click.Option:
+    kind, limits = _plain_type(field.annotation, list(field.metadata))
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    settings: dict[str, Any] = {"help": field.description, "required": field.is_required()}
+    if not field.is_required() and field.default not in (None, (), "", False):
+        settings |= {"default": field.default, "show_default": True}
+    least: Any = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
+    if kind is bool:
+        settings["is_flag"] = True
+    elif get_origin(kind) is tuple:
+        settings |= {"multiple": True, "metavar": extra.get("metavar", "A,B")}
+    elif get_origin(kind) is Literal:
+        settings["type"] = click.Choice(list(get_args(kind)))
+    elif kind in (int, float):
+        number = click.IntRange if kind is int else click.FloatRange
+        settings["type"] = number(min=least) if least is not None else kind
+    if "metavar" in extra:
+        settings["metavar"] = extra["metavar"]
+    return click.Option(["--" + name.replace("_", "-")], **settings)
+
+
+def _plain_type(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
+    """Return a field's type without `Annotated` and `| None`, and the limits found on the way."""
+    if get_origin(annotation) is Annotated:
+        inner, *found = get_args(annotation)
+        for each in found:
+            limits += each.metadata if isinstance(each, FieldInfo) else [each]
+        return _plain_type(inner, limits)
+    if get_origin(annotation) in (Union, UnionType):
+        (inner,) = (each for each in get_args(annotation) if each is not NoneType)
+        return _plain_type(inner, limits)
+    return annotation, limits
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from longformer_core.conversion.convert import Conversion
 from pipelines.batch.driver import Report
 from pipelines.corpus.listing import Corpus
 from pipelines.storage import Location
-from pipelines.tasks.summarize import Summarize
+from pipelines.tasks.base import Task
 
 
 def print_report(report: Report) -> None:
@@ -42,22 +42,22 @@ def print_report(report: Report) -> None:
     _print(table)
 
 
-def print_plan(corpus: Corpus, task: Summarize, output: Location, device: str) -> None:
+def print_plan(corpus: Corpus, task: Task, output: Location, device: str) -> None:
     """What a run with these options would do."""
     table = _table("Plan (nothing was written, no model loaded)")
     table.add_row(
         "input", f"{corpus.num_rows:,} rows in {len(corpus.files)} files of {corpus.root}"
     )
     table.add_row("id", corpus.id_column or "file#row")
-    table.add_row("text", corpus.text_column)
+    for column in corpus.inputs:
+        table.add_row(column.role, ", ".join(column.columns))
     for old, new in corpus.kept.items():
         table.add_row("keep", old if old == new else f"{old} as {new}")
     for name, reason in corpus.skipped.items():
         table.add_row("skip", f"{name}: {reason}")
-    table.add_row("model", f"{task.model} in {task.dtype} on {device}")
-    table.add_row("source", f"at most {task.max_source_tokens} tokens, longer: {task.on_long}")
-    options = ", ".join(f"{k}={v}" for k, v in task.generation.to_dict().items() if v is not None)
-    table.add_row("generation", options)
+    for subject, said in task.describe().items():
+        table.add_row(subject, said)
+    table.add_row("device", device)
     table.add_row("output", str(output))
     _print(table)
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ import ray
 from ray.data.exceptions import SystemException
 
 from pipelines.batch.audit import Written, audit, read_written, write_dead_letter
-from pipelines.batch.graph import build, configure, started_ledger, write
+from pipelines.batch.graph import build, configured, started_ledger, write
 from pipelines.batch.ledger import Snapshot, Tally
 from pipelines.batch.progress import show_progress
 from pipelines.batch.resources import Resources, plan_resources
@@ -34,7 +34,7 @@ from pipelines.run_directory.schemas import (
     SkippedEntry,
     TokenCounts,
 )
-from pipelines.storage import Location
+from pipelines.storage import Location, locate
 from pipelines.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -65,26 +65,42 @@ class Report:
 def run_batch(
     task: Task,
     corpus: Corpus,
-    location: Location,
+    output: Location | str,
     *,
-    fingerprint: dict[str, Any],
-    recorded: dict[str, Any],
     options: BatchOptions,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Report:
     """Run a task over a corpus into a run directory, or go on where an earlier attempt ended.
 
-    `fingerprint` is what can change a row; `recorded` are the options as the user gave them.
+    What the run sets in this process (Ray Data's context, environment, loggers, handlers of
+    signals) is put back at its end.
+
+    Example:
+        >>> task = Summarize.from_options(Summarize.Options(model="led"), device="cpu")
+        >>> corpus = list_corpus(["reports/"], inputs=task.inputs)
+        >>> report = run_batch(task, corpus, "run", options=BatchOptions(device="cpu"))
+        >>> report.manifest.rows.ok
+
+    recorded: the options as the user gave them, for config.yaml; by default the task's.
     Raises: Refused before any work, BudgetExceeded, RunFailed. The directory stays resumable.
     """
+    location = locate(output) if isinstance(output, str) else output
+    fingerprint = fingerprint_of(task, corpus)
     skipped = list(corpus.skipped)
     max_failed = allowed_failures(options.max_errors, corpus.num_rows)
     found = inspect_run(location, fingerprint, new_run=options.new_run, skipped=skipped)
     if found.completed:
         return Report(location, read_manifest(location), corpus.num_rows)
-    with open_run(location, fingerprint, recorded, new_run=options.new_run, skipped=skipped) as run:
+    config = dict(recorded or task.options.model_dump(mode="json", exclude_none=True))
+    with open_run(location, fingerprint, config, new_run=options.new_run, skipped=skipped) as run:
         attempt = _Attempt(run, task, corpus, fingerprint, max_failed)
         with _ended_by_signals(attempt):
             return attempt.execute(options)
+
+
+def fingerprint_of(task: Task, corpus: Corpus) -> dict[str, Any]:
+    """Return all that can change a row."""
+    return task.fingerprint() | {"columns": corpus.column_fingerprint(), "input": corpus.listing()}
 
 
 class _Attempt:
@@ -136,12 +152,12 @@ class _Attempt:
         with connect(options.address) as cluster, _ended_by_signals(self):
             check_visible([self.run.location, self.corpus.root, *self.task.locations()])
             resources = _resources(self.task, self.corpus, options, cluster)
-            configure(self.run)
             self._announce(resources, before)
             self.timings["start_s"] = time.monotonic() - started
             started = time.monotonic()
             rows_in = self.corpus.num_rows
             with (
+                configured(self.run),
                 started_ledger(self.max_failed, before.failed) as ledger,
                 show_progress(rows_in, before) as show,
             ):
@@ -176,7 +192,6 @@ class _Attempt:
         self.timings["graph_s"] = graph_s
         if snapshot is not None:
             self.timings["model_load_s"] = snapshot.load_s / use.num_workers
-            self.timings["generate_s"] = snapshot.done.generate_s / use.num_workers
 
     def _finalize(self, before: Tally) -> Report:
         self._status("finalizing")

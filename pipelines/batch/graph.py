@@ -15,11 +15,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.checkpoint import CheckpointConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.batch.heap import KEEP_MEMORY
 from pipelines.batch.ledger import Ledger
 from pipelines.batch.resources import BLOCKS_AT_ONCE, BLOCKS_IN_FLIGHT, Resources
 from pipelines.batch.stages import Generate, Tokenize
 from pipelines.batch.watch import WatchCallback
+from pipelines.batch.worker_process import KEEP_MEMORY
 from pipelines.corpus.listing import ID, Corpus
 from pipelines.corpus.reading import ParquetCorpus
 from pipelines.run_directory.directory import Run
@@ -53,9 +53,13 @@ def started_ledger(max_failed: int, failed_before: int) -> Iterator[Any]:
         ray.kill(ledger)
 
 
-def configure(run: Run) -> None:
-    """Set Ray Data up for a run: checkpoint, watch, no bars and no retries of its own."""
-    context = DataContext.get_current()
+@contextlib.contextmanager
+def configured(run: Run) -> Iterator[None]:
+    """Set Ray Data up for a run: checkpoint, monitor, no bars and no retries of its own.
+
+    In a context of the run's own: the program's next pipeline must know nothing of ours.
+    """
+    context = DataContext.get_current().copy()
     checkpoint = CheckpointConfig(
         ID,
         run.checkpoint.path,
@@ -71,6 +75,8 @@ def configure(run: Run) -> None:
     context.custom_execution_callback_classes = [WatchCallback]
     # Their advice about memory and idle operators is for people who write graphs, not for users.
     context.issue_detectors_config.detectors = []
+    with DataContext.current(context):
+        yield
 
 
 def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Dataset:

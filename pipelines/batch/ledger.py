@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Order:
+class BlockAssignment:
     """How to run a block. `given_up` documents have killed their worker and are not run again."""
 
     one_by_one: bool = False
@@ -29,8 +29,6 @@ class Tally:
     tokens_in: int = 0
     tokens_out: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    # Seconds of workers' time: blocks that ran in one worker at once share them.
-    generate_s: float = 0.0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -38,7 +36,6 @@ class Tally:
             self.tokens_in + other.tokens_in,
             self.tokens_out + other.tokens_out,
             self.errors + other.errors,
-            self.generate_s + other.generate_s,
         )
 
     @property
@@ -91,14 +88,14 @@ class Ledger:
     def workers(self) -> list[Any]:
         return list(self._workers.values())
 
-    def begin(self, block: str, worker: str) -> Order:
+    def begin(self, block: str, worker: str) -> BlockAssignment:
         """A worker starts on a block. A block that runs in another has lost that one.
 
         Every process is another worker: names are not used again.
         """
         self._moved += 1
         if self._over_budget():
-            return Order(stop=True)
+            return BlockAssignment(stop=True)
         lost = self._running.get(block, worker)
         alone = self._alone.pop(block, None)
         if lost != worker:
@@ -108,7 +105,7 @@ class Ledger:
                 self._given_up.setdefault(block, set()).add(alone)
         self._running[block] = worker
         self._num_begun += 1
-        return Order(block in self._suspects, frozenset(self._given_up.get(block, ())))
+        return BlockAssignment(block in self._suspects, frozenset(self._given_up.get(block, ())))
 
     def alone(self, block: str, document: str) -> None:
         """The worker of a block now runs this one document and nothing else."""

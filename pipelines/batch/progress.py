@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.batch.ledger import Tally
-from pipelines.batch.throttle import Every
+from pipelines.batch.worker_process import Throttle
 
 _LINE_INTERVAL_S = 10.0
 
@@ -63,7 +63,7 @@ def show_progress(rows_in: int, before: Tally) -> Iterator[Show]:
 
 
 def _lines(rows_in: int, rate: Rate) -> Show:
-    line = Every(_LINE_INTERVAL_S)
+    line = Throttle(_LINE_INTERVAL_S)
 
     def show(total: Tally) -> None:
         if line.is_due():

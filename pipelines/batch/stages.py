@@ -6,7 +6,8 @@ leaves the stream, so that every row can be accounted for at the end.
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -14,16 +15,15 @@ import pyarrow.compute as pc
 import xxhash
 
 from longformer_core.errors import LongformerError, NonFiniteError, OutOfMemoryError
-from pipelines.batch.heap import give_memory_back
-from pipelines.batch.ledger import Order, Tally, call, this_actor
-from pipelines.batch.overlap import Room, Stopwatch
-from pipelines.batch.throttle import Every
-from pipelines.corpus.listing import ID, READ_ERROR, TEXT
+from pipelines.batch.ledger import BlockAssignment, Tally, call, this_actor
+from pipelines.batch.worker import Worker
+from pipelines.batch.worker_process import ReadWriteLock, Throttle, give_memory_back
+from pipelines.corpus.listing import ID, READ_ERROR
 from pipelines.errors import RunFailed
 from pipelines.rows import ERROR, output_schema, row_error
-from pipelines.tasks.base import Encoder, Output, Task
+from pipelines.tasks.base import Document, Output, Task
+from pipelines.tasks.preparation import documents_of
 
-INPUT_IDS = "__input_ids"
 _LEDGER_INTERVAL_S = 1.0
 # The least time from when a worker gives its free memory back to when it does so again: taking it
 # anew costs the next blocks up to a tenth of their time.
@@ -31,47 +31,31 @@ _MEMORY_INTERVAL_S = 60.0
 
 
 class Tokenize:
-    """Block of texts -> block of token ids and counts. The text ends here."""
+    """Block of input columns -> block of windows and counts."""
 
     def __init__(self, task: Task, kept: list[str]) -> None:
         self.task, self.kept = task, kept
-        self._encoder: Encoder | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if self._encoder is None:
-            self._encoder = _encoder_of(self.task)
-        encoded = self._encoder(block.column(TEXT))
-        read_errors = block.column(READ_ERROR).to_pylist()
+        prepared = self.task.prepare(block)
         errors = [
-            row_error("read", "ReadError", read) if read is not None else error
-            for read, error in zip(read_errors, encoded.errors, strict=True)
+            error if read is None else row_error("read", "ReadError", read)
+            for read, error in zip(
+                block.column(READ_ERROR).to_pylist(),
+                prepared.column("error").to_pylist(),
+                strict=True,
+            )
         ]
-        columns = {
-            ID: block.column(ID),
-            INPUT_IDS: encoded.input_ids,
-            "num_tokens_in": encoded.num_tokens_in,
-            "num_windows": encoded.num_windows,
-            "truncated": encoded.truncated,
-            "coverage": encoded.coverage,
-            "error": pa.array(errors, ERROR),
-        }
-        return pa.table(columns | {name: block.column(name) for name in self.kept})
-
-
-_encoders: dict[str, Encoder] = {}
-
-
-def _encoder_of(task: Task) -> Encoder:
-    """The task's encoder, loaded once per worker process: tokenize tasks share processes."""
-    key = repr(task)
-    if key not in _encoders:
-        _encoders.clear()
-        _encoders[key] = task.load_encoder()
-    return _encoders[key]
+        place = prepared.schema.get_field_index("error")
+        prepared = prepared.set_column(place, "error", pa.array(errors, ERROR))
+        columns = {ID: block.column(ID), **{name: block.column(name) for name in self.kept}}
+        for name, column in columns.items():
+            prepared = prepared.append_column(name, column)
+        return prepared
 
 
 class Generate:
-    """Block of token ids -> block of output rows, on a model that stays loaded.
+    """Block of windows -> block of output rows, on a model that stays loaded.
 
     Several threads call it at once, each with a block: while the last documents of one block are
     generated, those of another keep the model busy.
@@ -91,58 +75,57 @@ class Generate:
         self.task_columns = task.columns.names
         self.name = uuid.uuid4().hex  # of this process: its successor has another
         call(ledger, "loading", self.name, this_actor())
-        self.worker = task.load_worker(device, num_threads, memory_share)
+        self.worker = Worker(task, device, num_threads, memory_share)
         call(ledger, "loaded", self.name)
-        self._room, self._stopwatch = Room(), Stopwatch()
-        self._tell, self._give_back = Every(_LEDGER_INTERVAL_S), Every(_MEMORY_INTERVAL_S)
+        self._process = ReadWriteLock()
+        self._tell, self._give_back = Throttle(_LEDGER_INTERVAL_S), Throttle(_MEMORY_INTERVAL_S)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         key = _key(block)
         # Blocks begin inside: when the process dies, one that waited at the door is not in doubt.
-        with self._room.shared():
-            order = self._begin(key)
-            if not order.one_by_one:
-                return self._generate(key, order, block)
+        with self._process.read():
+            assignment = self._begin(key)
+            if not assignment.one_by_one:
+                return self._generate(key, assignment, block)
         # The process died on this block, or on another that ran beside it. Until the ledger has
         # its rows nothing else may run here, or a document would be blamed for somebody else's.
-        with self._room.alone():
-            return self._generate(key, order, block)
+        with self._process.write():
+            return self._generate(key, assignment, block)
 
-    def _begin(self, key: str) -> Order:
-        order: Order = call(self.ledger, "begin", key, self.name)
-        if order.stop:
+    def _begin(self, key: str) -> BlockAssignment:
+        assignment: BlockAssignment = call(self.ledger, "begin", key, self.name)
+        if assignment.stop:
             # The driver ends the run as soon as the blocks before this one are written.
             time.sleep(30.0)
             raise RunFailed("the error budget is spent")
-        return order
+        return assignment
 
-    def _generate(self, key: str, order: Order, block: pa.Table) -> pa.Table:
+    def _generate(self, key: str, assignment: BlockAssignment, block: pa.Table) -> pa.Table:
         # What earlier blocks left. Not at their end: their rows would wait for it.
         if self._give_back.is_due():
             give_memory_back()
-        self._stopwatch.start()
-        ids = block.column(ID).to_pylist()
         runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
-        documents = {i: (ids[i], _token_ids(block, i)) for i in runnable}
-        outputs = dict(self._run(key, order, documents))
+        ids = block.column(ID).take(runnable).to_pylist()
+        documents = dict(zip(runnable, documents_of(block, ids, runnable), strict=True))
+        outputs = dict(self._run(key, assignment, documents))
         rows = self._assemble(block, outputs)
-        tally, samples = _tally(rows, self._stopwatch.stop())
+        tally, samples = _tally(rows)
         call(self.ledger, "finish", key, tally, samples)
         return rows
 
     def _run(
-        self, key: str, order: Order, documents: dict[int, tuple[str, Sequence[int]]]
+        self, key: str, assignment: BlockAssignment, documents: dict[int, Document]
     ) -> Iterator[tuple[int, Output]]:
-        if not order.one_by_one:
+        if not assignment.one_by_one:
             indices = list(documents)
             for position, output in self.worker(list(documents.values()), self._moved):
                 yield indices[position], output
             return
         for index, document in documents.items():
-            if document[0] in order.given_up:
-                yield index, Output({}, error=WorkerDiedError(document[0]))
+            if document.id in assignment.given_up:
+                yield index, Output({}, error=WorkerDiedError(document.id))
                 continue
-            call(self.ledger, "alone", key, document[0])
+            call(self.ledger, "alone", key, document.id)
             for _, output in self.worker([document], self._moved):
                 yield index, output
 
@@ -200,23 +183,13 @@ def _key(block: pa.Table) -> str:
     return str(xxhash.xxh64("\0".join(block.column(ID).to_pylist()).encode()).hexdigest())
 
 
-def _token_ids(block: pa.Table, row: int) -> Sequence[int]:
-    ids: Sequence[int] = block.column(INPUT_IDS)[row].values.to_numpy().copy()
-    return ids
-
-
-def _tally(rows: pa.Table, seconds: float) -> tuple[Tally, dict[str, str]]:
+def _tally(rows: pa.Table) -> tuple[Tally, dict[str, str]]:
     errors = [e for e in rows.column("error").to_pylist() if e is not None]
     samples = {e["type"]: e["message"] for e in reversed(errors)}
-    tally = Tally(rows=rows.num_rows, generate_s=seconds)
-    tally.errors.update(e["type"] for e in errors)
-    return (
-        Tally(
-            rows=rows.num_rows,
-            tokens_in=pc.sum(rows.column("num_tokens_in")).as_py() or 0,
-            tokens_out=pc.sum(rows.column("num_tokens_out")).as_py() or 0,
-            errors=tally.errors,
-            generate_s=seconds,
-        ),
-        samples,
+    tally = Tally(
+        rows=rows.num_rows,
+        tokens_in=pc.sum(rows.column("num_tokens_in")).as_py() or 0,
+        tokens_out=pc.sum(rows.column("num_tokens_out")).as_py() or 0,
+        errors=Counter(e["type"] for e in errors),
     )
+    return tally, samples

@@ -12,6 +12,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from pipelines.errors import Refused
+from pipelines.rows import InputColumn
 from pipelines.storage import Location, common_directory, has_wildcard, locate
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,17 @@ class Corpus:
     root: Location
     files: tuple[InputFile, ...]
     id_column: str | None
-    text_column: str
+    inputs: tuple[InputColumn, ...]
     kept: dict[str, str]
     kept_schema: pa.Schema  # output names and types
     skipped: dict[str, str] = field(default_factory=dict)  # bad file -> reason
+
+    @property
+    def text_column(self) -> str:
+        return self.inputs[0].columns[0]
+
+    def column_fingerprint(self) -> dict[str, Any]:
+        return {"text": self.text_column, "id": self.id_column or "file#row", "kept": self.kept}
 
     @property
     def num_rows(self) -> int:
@@ -105,7 +114,7 @@ class _Footer:
 def list_corpus(
     paths: Sequence[str],
     *,
-    text_column: str,
+    inputs: Sequence[InputColumn],
     id_column: str | None,
     kept: dict[str, str],
     reserved: Iterable[str] = (),
@@ -119,6 +128,7 @@ def list_corpus(
     Raises: Refused with all problems of all files.
     """
     problems: list[str] = []
+    text_column = inputs[0].columns[0]
     root, found = _find_files(paths)
     footers = _read_footers(root, found)
     skipped = {f.name: f.problem for f in footers if f.problem}
@@ -139,7 +149,7 @@ def list_corpus(
         root=root,
         files=tuple(_limited(good, limit)),
         id_column=id_column,
-        text_column=text_column,
+        inputs=tuple(inputs),
         kept=kept,
         kept_schema=kept_schema,
         skipped={name: str(why) for name, why in skipped.items()},

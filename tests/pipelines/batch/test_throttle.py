@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from pipelines.batch.throttle import Every
 
 from pipelines.batch import throttle
-from pipelines.batch.throttle import Every
 
 
 def test_a_turn_comes_when_its_time_has_passed_since_the_last(
