@@ -4,10 +4,16 @@ import sys
 
 import click
 
+from jobs.answer import answer
+from jobs.choose import choose
+from jobs.classify import classify
 from jobs.convert import convert
 from jobs.demo import demo
+from jobs.embed import embed
+from jobs.fill import fill
 from jobs.options import run
 from jobs.summarize import summarize
+from jobs.tag import tag
 
 
 @click.group()
@@ -16,9 +22,8 @@ def longhaul() -> None:
     """Long documents through Longformer and LED on Ray."""
 
 
-longhaul.add_command(summarize)
-longhaul.add_command(convert)
-longhaul.add_command(demo)
+for command in (summarize, answer, classify, tag, choose, fill, embed, convert, demo):
+    longhaul.add_command(command)
 
 
 def main() -> None:

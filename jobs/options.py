@@ -76,9 +76,13 @@ def _click_option(name: str, field: FieldInfo) -> click.Option:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     settings: dict[str, Any] = {"help": field.description, "required": field.is_required()}
     if not field.is_required() and field.default not in (None, (), "", False):
-        settings |= {"default": field.default, "show_default": True}
+        settings["default"] = field.default
+        settings["show_default"] = bool(str(field.default).strip())
     least: Any = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
-    if kind is bool:
+    flag = "--" + name.replace("_", "-")
+    if kind is bool and field.default is None:
+        flag, settings["default"] = f"{flag}/--no-{flag[2:]}", None
+    elif kind is bool:
         settings["is_flag"] = True
     elif get_origin(kind) is tuple:
         settings |= {"multiple": True, "metavar": extra.get("metavar", "A,B")}
@@ -89,7 +93,7 @@ def _click_option(name: str, field: FieldInfo) -> click.Option:
         settings["type"] = number(min=least) if least is not None else kind
     if "metavar" in extra:
         settings["metavar"] = extra["metavar"]
-    return click.Option(["--" + name.replace("_", "-")], **settings)
+    return click.Option([flag], **settings)
 
 
 def _plain_type(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:

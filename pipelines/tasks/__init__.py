@@ -1,1 +1,1 @@
-"""One file per task: row -> model inputs and model outputs -> columns, wherever the task runs."""
+"""One file a task. Every graph takes tasks from here; none is loaded before it is asked for."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from longformer_core.errors import LongformerError
 from longformer_core.hub import resolve
@@ -49,7 +49,7 @@ class TaskOptions(BaseModel):
     text_columns: tuple[str, ...] = Field(
         (), description="Several columns that make the document together, in this order."
     )
-    separator: str = Field("\n\n", description="What stands between them.")
+    separator: str = Field("\n\n", description="What stands between them. Default: a blank line.")
     instruction: str = Field("", description="A text put before every document.")
     max_source_tokens: Annotated[int, Field(ge=3)] | None = Field(
         None, description="Special tokens included. Default: the model's positions."
@@ -66,6 +66,15 @@ class TaskOptions(BaseModel):
     batch_tokens: Count | None = Field(
         None, description="Source tokens encoded at once. Default: what suits the device."
     )
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Take `a,b` for two names."""
+        given = [value] if isinstance(value, str) else value
+        return tuple(
+            name.strip() for each in given for name in str(each).split(",") if name.strip()
+        )
 
 
 # What of the options cannot change a row, or is told elsewhere in a fingerprint.
@@ -124,8 +133,6 @@ class Task(ABC):
 
     name: ClassVar[str]
     options_class: ClassVar[type[TaskOptions]] = TaskOptions
-    # Model type of a config.json -> the class whose weights the task needs.
-    models: ClassVar[Mapping[str, str]]
     # Whether `process` reads the text, and where in it the tokens lie.
     needs_text: ClassVar[bool] = False
     # What a window shares with the one before unless told, as a share of a window.

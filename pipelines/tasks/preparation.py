@@ -31,6 +31,7 @@ WINDOW = pa.struct(
         pa.field("first", pa.int32()),
         pa.field("size", pa.int32()),
         pa.field("part", pa.int32()),
+        pa.field("second", pa.int32()),
     ]
 )
 # What `prepare` returns: null on a row with an error, but for what is known of its length.
@@ -55,6 +56,8 @@ class Frame:
     global_before, global_after: how many of the first and of the last tokens of a window are
         global.
     part: which of a document's frames it is, where it has several (answers to choose from).
+    second: the slot where the second text of a pair begins, if the model tells the two apart; a
+        negative one counts from the end.
     """
 
     before: tuple[int, ...]
@@ -62,6 +65,7 @@ class Frame:
     global_before: int = 0
     global_after: int = 0
     part: int = 0
+    second: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +78,8 @@ class Window:
 
     input_ids: [N] int32. The slots `first` to `first + size` hold the document's tokens from
         `start` on.
+    part: the frame that it is in.
+    second: from this slot on token types are 1; 0 where there are none.
     """
 
     input_ids: np.ndarray
@@ -82,6 +88,7 @@ class Window:
     first: int
     size: int
     part: int = 0
+    second: int = 0
 
     @classmethod
     def of(cls, ids: np.ndarray, frame: Frame, start: int, size: int) -> "Window":
@@ -95,7 +102,16 @@ class Window:
         )
         length = len(whole)
         marked = {*range(frame.global_before), *range(length - frame.global_after, length)}
-        return cls(whole, tuple(sorted(marked)), start, len(frame.before), size, frame.part)
+        second = frame.second if frame.second >= 0 else length + frame.second
+        first = len(frame.before)
+        return cls(whole, tuple(sorted(marked)), start, first, size, frame.part, second)
+
+    @property
+    def token_type_ids(self) -> np.ndarray | None:
+        """[N] the types of a pair's tokens; None where all are 0."""
+        if not self.second:
+            return None
+        return (np.arange(len(self.input_ids)) >= self.second).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -110,6 +126,41 @@ def single_frame(tokenizer: Any, *, is_first_global: bool) -> Frame:
     """Return the frame of a text by itself: `<s> text </s>`."""
     ids, _, start, _ = tokenizer.build([])
     return Frame(tuple(ids[:start]), tuple(ids[start:]), int(is_first_global))
+
+
+def context_frame(tokenizer: Any, first: Sequence[int], *, num_global: int) -> Frame:
+    """Return the frame of a document that follows another text: `<s> first </s></s> text </s>`.
+
+    num_global: how many tokens are global, `<s>` and the first text counted on.
+    """
+    ids, types, _, place = tokenizer.build(first, [])
+    second = place if types.any() else 0
+    return Frame(tuple(ids[:place]), tuple(ids[place:]), num_global, second=second)
+
+
+def continued_frame(
+    tokenizer: Any,
+    second: Sequence[int],
+    *,
+    is_first_global: bool = False,
+    is_second_global: bool = False,
+    part: int = 0,
+) -> Frame:
+    """Return the frame of a document that another text follows: `<s> text </s></s> second </s>`.
+
+    is_first_global: `<s>` is global. is_second_global: so is the second text, with the `</s>`
+        behind it.
+    """
+    ids, types, start, place = tokenizer.build([], second)
+    behind = len(ids) - place
+    return Frame(
+        tuple(ids[:start]),
+        tuple(ids[start:]),
+        global_before=int(is_first_global),
+        global_after=behind if is_second_global else 0,
+        part=part,
+        second=-behind if types.any() else 0,
+    )
 
 
 def spans(num_tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -185,7 +236,7 @@ def _window(value: pa.StructScalar) -> Window:
     return Window(
         value["input_ids"].values.to_numpy().copy(),
         tuple(value["global_positions"].as_py()),
-        *(value[name].as_py() for name in ("start", "first", "size", "part")),
+        *(value[name].as_py() for name in ("start", "first", "size", "part", "second")),
     )
 
 
@@ -226,7 +277,7 @@ class _Rows:
                 _lists([np.asarray(w.global_positions, np.int32) for w in every]),
                 *(
                     pa.array([getattr(w, name) for w in every], pa.int32())
-                    for name in ("start", "first", "size", "part")
+                    for name in ("start", "first", "size", "part", "second")
                 ),
             ],
             fields=list(WINDOW),

@@ -7,7 +7,7 @@ joined and summarized again until one window holds them.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +61,6 @@ class Summarize(Task):
 
     name = "summarize"
     options_class = SummarizeOptions
-    models: ClassVar = {"led": "LEDForConditionalGeneration"}
 
     @classmethod
     def check_directory(cls, directory: Path) -> list[str]:
@@ -172,7 +171,8 @@ class Summarize(Task):
             seed = row_seed(
                 self.options.seed, f"{name}\0{level}\0{place}" if level or place else name
             )
-        return Request(window.input_ids, self.generation, window.global_positions, seed)
+        ids: Any = window.input_ids
+        return Request(ids, self.generation, window.global_positions, seed)
 
     def _text(self, tokenizer: Any, result: "Generation") -> str:
         return str(tokenizer.decode(result.sequences[0], skip_special_tokens=True))

@@ -1,0 +1,116 @@
+"""Answers to questions, as spans of the document's own text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.rows import InputColumn
+from pipelines.tasks.base import Count, Document, Output, Process, text_input
+from pipelines.tasks.encoding import EncodingOptions, EncodingTask, softmax
+from pipelines.tasks.preparation import Frame, Window, context_frame, tokenizer_of
+
+
+class AnswerOptions(EncodingOptions):
+    question_column: str = Field("question", description="The column that holds the question.")
+    max_answer_tokens: Count = Field(30, description="The longest answer, in tokens.")
+    no_answer: bool = Field(
+        False, description="Answer nothing where the model finds that likelier than any span."
+    )
+    global_attention: Literal["default", "first", "none"] = Field(
+        "default",
+        description="Tokens that attend to everything. default: <s> and the question.",
+    )
+
+
+@dataclass(frozen=True)
+class Answer(EncodingTask):
+    """The likeliest span of a document, over all its windows.
+
+    The score of a span is the probability of its first token times that of its last, among the
+    document's tokens and `<s>` of the same window. Of equal spans the one that begins first in the
+    document is taken, then the shorter one. No answer has the probability of `<s>` twice, the
+    lowest over the windows: a document has none only if none of its windows has one.
+    """
+
+    options: AnswerOptions
+
+    name = "answer"
+    options_class = AnswerOptions
+    models: ClassVar = {
+        "longformer": "LongformerForQuestionAnswering",
+        "led": "LEDForQuestionAnswering",
+    }
+    needs_text = True
+    default_stride = 0.125
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
+        return (text_input(options), InputColumn("question", (options.question_column,)))
+
+    @property
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("answer", pa.large_string()),
+                pa.field("score", pa.float64()),
+                pa.field("start", pa.int64()),
+                pa.field("end", pa.int64()),
+            ]
+        )
+
+    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+        tokenizer = tokenizer_of(self.model)
+        marks = self.options.global_attention
+        questions = tokenizer.encode_with_offsets(block.column("__question").take(rows))
+        return [
+            [
+                context_frame(
+                    tokenizer, q.ids, num_global={"none": 0, "first": 1}.get(marks, 1 + len(q.ids))
+                )
+            ]
+            for q in questions
+        ]
+
+    def process(self, document: Document) -> Process:
+        results = yield [self.request(window) for window in document.windows]
+        assert document.text is not None
+        assert document.offsets is not None
+        best, nothing = (0.0, 0, 0), 1.0
+        for window, result in zip(document.windows, results, strict=True):
+            start, end = result.start_logits.numpy(), result.end_logits.numpy()
+            found, null = best_span(start, end, window, self.options.max_answer_tokens)
+            best = max(best, found, key=lambda span: (span[0], -span[1], -span[2]))
+            nothing = min(nothing, null)
+        score, first, last = best
+        if not len(document.offsets) or (self.options.no_answer and nothing > score):
+            return Output({"answer": None, "score": nothing, "start": None, "end": None})
+        begin, stop = int(document.offsets[first, 0]), int(document.offsets[last, 1])
+        answer = document.text[begin:stop]
+        return Output({"answer": answer, "score": score, "start": begin, "end": stop})
+
+
+def best_span(
+    start_logits: np.ndarray, end_logits: np.ndarray, window: Window, max_tokens: int
+) -> tuple[tuple[float, int, int], float]:
+    """Return (score, first token, last token) of a window's best span, and no answer's score.
+
+    Tokens are counted in the document; both ends belong to the span.
+    Shapes: start_logits, end_logits [N].
+    """
+    own = slice(window.first, window.first + window.size)
+    starts = softmax(np.concatenate([start_logits[:1], start_logits[own]]))
+    ends = softmax(np.concatenate([end_logits[:1], end_logits[own]]))
+    nothing = float(starts[0] * ends[0])
+    best = (0.0, window.start, window.start)
+    starts, ends = starts[1:], ends[1:]
+    # A span length at a time: no [N, N] matrix, and shorter ones come first.
+    for extra in range(min(max_tokens, window.size)):
+        scores = starts[: window.size - extra] * ends[extra:]
+        first = int(scores.argmax())
+        found = (float(scores[first]), window.start + first, window.start + first + extra)
+        best = max(best, found, key=lambda span: (span[0], -span[1], -span[2]))
+    return best, nothing

@@ -1,0 +1,98 @@
+"""Classification of whole documents: one label, several, or a number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.rows import InputColumn
+from pipelines.tasks.base import Document, Output, Process, text_input
+from pipelines.tasks.encoding import (
+    EncodingOptions,
+    EncodingTask,
+    config_of,
+    mean_by_tokens,
+    softmax,
+)
+from pipelines.tasks.preparation import Frame, continued_frame, single_frame, tokenizer_of
+
+
+class ClassifyOptions(EncodingOptions):
+    pair_column: str | None = Field(
+        None, description="A second text, read beside each window of the document."
+    )
+    merge: Literal["mean", "max"] = Field(
+        "mean", description="With windows: the mean of logits by tokens, or the largest."
+    )
+
+
+@dataclass(frozen=True)
+class Classify(EncodingTask):
+    """The label of a document, and the score of every label, best first.
+
+    Scores are probabilities: of one label among all (softmax), or of each by itself (sigmoid) where
+    the config says multi_label_classification or has one label. With problem_type regression the
+    score is the model's number.
+    """
+
+    options: ClassifyOptions
+    problem_type: str | None
+
+    name = "classify"
+    options_class = ClassifyOptions
+    models: ClassVar = {
+        "longformer": "LongformerForSequenceClassification",
+        "led": "LEDForSequenceClassification",
+    }
+
+    @classmethod
+    def _resolve(cls, options: Any, directory: Path) -> dict[str, Any]:
+        found = super()._resolve(options, directory)
+        return found | {"problem_type": config_of(directory).problem_type}
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
+        pair = (InputColumn("pair", (options.pair_column,)),) if options.pair_column else ()
+        return (text_input(options), *pair)
+
+    @property
+    def columns(self) -> pa.Schema:
+        score = pa.struct([pa.field("label", pa.string()), pa.field("score", pa.float64())])
+        return pa.schema(
+            [
+                pa.field("label", pa.string()),
+                pa.field("score", pa.float64()),
+                pa.field("scores", pa.list_(score)),
+            ]
+        )
+
+    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+        tokenizer = tokenizer_of(self.model)
+        is_global = self.options.global_attention != "none"
+        if not self.options.pair_column:
+            return [[single_frame(tokenizer, is_first_global=is_global)]] * len(rows)
+        pairs = tokenizer.encode_with_offsets(block.column("__pair").take(rows))
+        return [[continued_frame(tokenizer, p.ids, is_first_global=is_global)] for p in pairs]
+
+    def process(self, document: Document) -> Process:
+        results = yield [self.request(window) for window in document.windows]
+        logits = [result.logits.numpy() for result in results]
+        if self.options.merge == "max":
+            merged = np.max(logits, axis=0)
+        else:
+            merged = mean_by_tokens(logits, document.windows)
+        scores = self._scores(merged).tolist()
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        ranked = [{"label": self.labels[i], "score": scores[i]} for i in order]
+        return Output({**ranked[0], "scores": ranked})
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
+        if self.problem_type == "regression":
+            return logits.astype(np.float64)
+        if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
+            return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        return softmax(logits)

@@ -1,0 +1,65 @@
+"""Masked language modelling: what could stand in place of every `<mask>` of a document."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.tasks.base import Count, Document, Output, Process
+from pipelines.tasks.encoding import EncodingOptions, EncodingTask, owners, softmax
+from pipelines.tasks.preparation import Frame, single_frame, tokenizer_of
+
+
+class FillOptions(EncodingOptions):
+    top_k: Count = Field(5, description="Tokens for every mask, likeliest first.")
+
+
+@dataclass(frozen=True)
+class Fill(EncodingTask):
+    """The likeliest tokens of every mask, in the order of the masks.
+
+    A mask is answered from the window in which it has the most context.
+    """
+
+    options: FillOptions
+
+    name = "fill"
+    options_class = FillOptions
+    models: ClassVar = {"longformer": "LongformerForMaskedLM"}
+    default_stride = 0.25
+
+    @property
+    def columns(self) -> pa.Schema:
+        fill = pa.struct([pa.field("token", pa.string()), pa.field("score", pa.float64())])
+        return pa.schema([pa.field("fills", pa.list_(pa.list_(fill)))])
+
+    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:  # noqa: ARG002
+        is_global = self.options.global_attention == "first"
+        return [[single_frame(tokenizer_of(self.model), is_first_global=is_global)]] * len(rows)
+
+    def process(self, document: Document) -> Process:
+        tokenizer = tokenizer_of(self.model)
+        end = max(window.start + window.size for window in document.windows)
+        owner = owners(document.windows, end)
+        asked, places = [], []
+        for number, window in enumerate(document.windows):
+            slots = window.first + np.flatnonzero(owner[window.start :][: window.size] == number)
+            masks = slots[window.input_ids[slots] == tokenizer.mask_token_id]
+            if len(masks):
+                asked.append(self.request(window, logit_positions=masks.tolist()))
+                places.append(masks + window.start - window.first)
+        results = (yield asked) if asked else []
+        fills = {
+            place: self._fills(tokenizer, scores)
+            for of_window, result in zip(places, results, strict=True)
+            for place, scores in zip(of_window, softmax(result.logits.numpy()), strict=True)
+        }
+        return Output({"fills": [fills[place] for place in sorted(fills)]})
+
+    def _fills(self, tokenizer: Any, scores: np.ndarray) -> list[dict[str, Any]]:
+        """scores: [V]."""
+        best = np.argsort(-scores, kind="stable")[: self.options.top_k]
+        return [{"token": tokenizer.decode([int(i)]), "score": float(scores[i])} for i in best]
