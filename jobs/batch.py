@@ -7,7 +7,7 @@ import click
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.options import click_options, collect, read_yaml
+from jobs.options import click_options, collect, read_options, read_yaml
 from jobs.report import print_plan, print_report
 from pipelines.batch import BatchOptions, run_batch
 from pipelines.batch.driver import allowed_failures, fingerprint_of
@@ -53,6 +53,9 @@ class RunOptions(BaseModel):
         json_schema_extra={"metavar": "N|P%"},
     )
     dry_run: bool = Field(False, description="Check everything, print the plan, stop.")
+    format: Literal["text", "json"] = Field(
+        "text", description="How plan and report are printed; json is one object."
+    )
     new_run: bool = Field(False, description="Refuse a directory that holds rows.")
     address: str | None = Field(
         None, description="A Ray cluster. Default: RAY_ADDRESS, else our own."
@@ -95,7 +98,8 @@ def task_command(task_class: type[Task], purpose: str, example: str) -> click.Co
         given = {name: value for name, value in given.items() if value is not None}
         given["input"] = (*given["input"], *more_input)
         of_run = {name: given.pop(name) for name in RunOptions.model_fields if name in given}
-        run_task(task_class, task_class.options_class(**given), RunOptions(**of_run))
+        options = read_options(task_class.options_class, given)
+        run_task(task_class, options, read_options(RunOptions, of_run))
 
     return click.Command(
         task_class.name,
@@ -128,7 +132,7 @@ def run_task(task_class: type[Task], options: Any, run: RunOptions) -> None:
         device = "cuda" if has_gpu(run.address) else "cpu"
     corpus, task, output = validate(task_class, options, run, device)
     if run.dry_run:
-        print_plan(corpus, task, output, device)
+        print_plan(corpus, task, output, device, run.format)
         return
     recorded = run.model_dump(mode="json") | options.model_dump(mode="json")
     print_report(
@@ -138,7 +142,8 @@ def run_task(task_class: type[Task], options: Any, run: RunOptions) -> None:
             output,
             options=run.batch_options(device),
             recorded={k: v for k, v in recorded.items() if v not in (None, [], "")},
-        )
+        ),
+        run.format,
     )
 
 

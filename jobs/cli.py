@@ -12,6 +12,7 @@ from jobs.demo import demo
 from jobs.embed import embed
 from jobs.fill import fill
 from jobs.options import run
+from jobs.retry import retry
 from jobs.summarize import summarize
 from jobs.tag import tag
 
@@ -22,7 +23,7 @@ def longhaul() -> None:
     """Long documents through Longformer and LED on Ray."""
 
 
-for command in (summarize, answer, classify, tag, choose, fill, embed, convert, demo):
+for command in (summarize, answer, classify, tag, choose, fill, embed, retry, convert, demo):
     longhaul.add_command(command)
 
 

@@ -1,19 +1,21 @@
 """What every job's command line shares: a flat YAML beside the flags, exit codes, error text."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
 from annotated_types import Ge
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from longformer_core.errors import LongformerError, did_you_mean
 from pipelines.errors import PipelineError, Refused
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -107,6 +109,25 @@ def _plain_type(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
         (inner,) = (each for each in get_args(annotation) if each is not NoneType)
         return _plain_type(inner, limits)
     return annotation, limits
+
+
+def read_options(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Return a strict model of some values, which may come from flags, YAML or a run's record.
+
+    Raises: Refused with everything that is wrong, by option.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problems = []
+        for each in error.errors():
+            name = str(each["loc"][0]) if each["loc"] else ""
+            flag = "--" + name.replace("_", "-")
+            if each["type"] == "extra_forbidden":
+                problems.append(f"{flag}: unknown{did_you_mean(name, model.model_fields)}")
+            else:
+                problems.append(f"{flag} {each['input']!r}: {each['msg']}")
+        raise Refused(problems) from None
 
 
 @contextmanager

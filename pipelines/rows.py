@@ -51,6 +51,11 @@ class InputColumn:
     separator: str = "\n\n"
     prefix: str = ""
 
+    @property
+    def is_composed(self) -> bool:
+        """Tell whether the text is made of more than one column as it stands."""
+        return len(self.columns) > 1 or bool(self.prefix)
+
 
 def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:
     """The schema of `output/`: id, the task's columns, counts and error, the kept columns."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.batch.ledger import Tally
-from pipelines.corpus.listing import ID, TEXT, Corpus, InputFile, read_ids
+from pipelines.corpus.listing import ID, Corpus, InputFile, read_ids
 from pipelines.corpus.reading import read_row_group
 from pipelines.errors import RunFailed
 from pipelines.rows import ERROR
@@ -132,7 +132,10 @@ def _failed_rows(
                 parts.append(part)
     rows = pa.concat_tables(parts)
     ids = rows.column(ID)
-    columns = {corpus.id_column or ID: ids, corpus.text_column: rows.column(TEXT)}
+    columns = {corpus.id_column or ID: ids}
+    for column in corpus.inputs:
+        name = column.role if column.is_composed else column.columns[0]
+        columns[name] = rows.column(f"__{column.role}")
     for old, new in corpus.kept.items():
         columns.setdefault(old, rows.column(new))
     columns.setdefault("error", pa.array([errors[i] for i in ids.to_pylist()], ERROR))
