@@ -1,0 +1,72 @@
+"""Where the sentences of a text begin and end, by rules; for English, and texts punctuated like it.
+
+A blank line always ends one, a list item and a heading stand alone, and a full stop ends one unless
+it belongs to an abbreviation, an initial, a number or an address.
+"""
+
+import re
+from collections.abc import Iterator
+
+# What a full stop often follows without an end.
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof st jr sr messrs mme rev hon gen col lt sgt capt gov sen rep pres "
+    "vs etc cf al eg ie e.g i.e viz approx ca resp no nos vol vols pp p fig figs eq eqs sec secs ch "
+    "ed eds art arts para inc ltd co corp llc bros dept univ assn u.s u.k u.n a.m p.m b.c a.d ph.d "
+    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun "
+    "ave blvd rd mt ft".split()
+)
+# Of these some end a sentence as often as not: what follows decides, by its capital letter.
+_MAY_END = frozenset({"etc", "inc", "ltd", "co", "corp", "u.s", "u.k", "u.n", "a.m", "p.m", "ph.d"})
+_CLOSERS = "\"'”’)\\]»›"
+_BOUNDARY = re.compile(
+    rf"(?P<stop>[.!?…]+)[{_CLOSERS}]*(?=\s|$)"  # Latin punctuation, before a space
+    r"|(?P<wide>[。！？]+)[”’」』）]*"  # of East Asian scripts, before anything
+    r"|(?P<blank>[ \t]*\n[ \t]*(?:\n\s*)+)"  # an empty line
+    r"|(?P<item>[ \t]*\n(?=[ \t]*(?:[-*+•·–] |\(?\d{1,3}[.)] |#{1,6} |[=~^-]{3,}\s*\n)))"
+)
+_WORD_BEFORE = re.compile(r"[\w.]+$")
+_STARTS_LOW = re.compile(r"\s*[a-zà-öø-ÿ,;:)]")
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Return (begin, end) of every sentence, in characters, end exclusive, without blanks around.
+
+    Example:
+        >>> sentence_spans("Dr. Who left. He ran.")
+        [(0, 13), (14, 21)]
+    """
+    return list(_spans(text))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    begin = 0
+    for found in _BOUNDARY.finditer(text):
+        if found["stop"] and not _ends(text, begin, found):
+            continue
+        yield from _trimmed(text, begin, found.end())
+        begin = found.end()
+    yield from _trimmed(text, begin, len(text))
+
+
+def _ends(text: str, begin: int, found: re.Match[str]) -> bool:
+    """Tell whether a full stop, or what stands like one, ends a sentence."""
+    if _STARTS_LOW.match(text, found.end()):
+        return False
+    if found["stop"] != ".":
+        return True
+    before = _WORD_BEFORE.search(text, begin, found.start())
+    word = before[0].strip(".").lower() if before else ""
+    if word in _MAY_END:
+        return True
+    is_initial = len(word) == 1 and word.isalpha() and text[found.start() - 1].isupper()
+    # A number before a full stop at the beginning of a line counts an item.
+    is_item = word.isdigit() and not text[begin : found.start() - len(word)].strip()
+    return not (word in _ABBREVIATIONS or is_initial or is_item)
+
+
+def _trimmed(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    piece = text[begin:end]
+    stripped = piece.strip()
+    if stripped:
+        start = begin + len(piece) - len(piece.lstrip())
+        yield start, start + len(stripped)
