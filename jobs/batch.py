@@ -166,23 +166,23 @@ def validate(
     with collect(problems):
         kept = run.kept()
     with collect(problems):
+        output = locate(run.output)
+    with collect(problems):
         # Without a task there are still files to look at: a user wants every problem at once.
         if run.input:
+            columns = task.columns if task else pa.schema([])
             corpus = list_corpus(
                 run.input,
                 inputs=task_class.inputs_of(options),
                 id_column=run.id_column,
                 kept=kept,
-                reserved=output_schema(
-                    task.columns if task else pa.schema([]), pa.schema([])
-                ).names,
+                reserved=output_schema(columns, pa.schema([])).names,
                 skip_bad_files=run.skip_bad_files,
                 limit=run.limit,
+                output=output,
             )
     with collect(problems):
         allowed_failures(run.max_errors, 0)
-    with collect(problems):
-        output = locate(run.output)
     if problems or task is None or corpus is None or output is None:
         raise Refused(problems)
     fingerprint = fingerprint_of(task, corpus)

@@ -48,15 +48,11 @@ def retry(directory: str, output: str | None, changes: tuple[str, ...]) -> None:
         if not equals:
             raise Refused(f"--set {change!r}: give option=value")
         options[name.strip().replace("-", "_")] = yaml.safe_load(value)
-    # The dead letters hold every input column as the task read it, and the id.
+    # The dead letters hold the id, and every input column as it stood.
     options |= {"input": [str(letters)], "output": output or f"{place}-retry"}
     options["id_column"] = "id" if columns["id"] == "file#row" else columns["id"]
-    for name in ("limit", "text_columns", "instruction", "separator", "skip_bad_files"):
+    for name in ("limit", "skip_bad_files"):
         options.pop(name, None)
-    names = task.options_class.model_fields
-    before = {name: value for name, value in config["options"].items() if name in names}
-    if task.inputs_of(read_options(task.options_class, before))[0].is_composed:
-        options["text_column"] = "text"
     of_run = {name: options.pop(name) for name in RunOptions.model_fields if name in options}
     run_task(task, read_options(task.options_class, options), read_options(RunOptions, of_run))
 

@@ -118,7 +118,8 @@ class EncodingTask(Task):
 def softmax(logits: np.ndarray) -> np.ndarray:
     """[..., C] -> [..., C], in float64."""
     powers: np.ndarray = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
 
 
 def mean_by_tokens(values: Sequence[np.ndarray], windows: Sequence[Window]) -> np.ndarray:

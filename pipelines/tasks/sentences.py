@@ -8,21 +8,26 @@ import re
 from collections.abc import Iterator
 
 # What a full stop often follows without an end.
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st jr sr messrs mme rev hon gen col lt sgt capt gov sen rep pres "
-    "vs etc cf al eg ie e.g i.e viz approx ca resp no nos vol vols pp p fig figs eq eqs sec secs ch "
-    "ed eds art arts para inc ltd co corp llc bros dept univ assn u.s u.k u.n a.m p.m b.c a.d ph.d "
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun "
-    "ave blvd rd mt ft".split()
-)
+# fmt: off
+_ABBREVIATIONS = frozenset({
+    "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "messrs", "mme", "rev", "hon", "gen", "col",
+    "lt", "sgt", "capt", "gov", "sen", "rep", "pres", "vs", "etc", "cf", "al", "eg", "ie", "e.g",
+    "i.e", "viz", "approx", "ca", "resp", "no", "nos", "vol", "vols", "pp", "p", "fig", "figs",
+    "eq", "eqs", "sec", "secs", "ch", "ed", "eds", "art", "arts", "para", "inc", "ltd", "co",
+    "corp", "llc", "bros", "dept", "univ", "assn", "u.s", "u.k", "u.n", "a.m", "p.m", "b.c", "a.d",
+    "ph.d", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec",
+    "mon", "tue", "tues", "wed", "thu", "thur", "thurs", "fri", "sat", "sun", "ave", "blvd", "rd",
+    "mt", "ft",
+})
+# fmt: on
 # Of these some end a sentence as often as not: what follows decides, by its capital letter.
 _MAY_END = frozenset({"etc", "inc", "ltd", "co", "corp", "u.s", "u.k", "u.n", "a.m", "p.m", "ph.d"})
-_CLOSERS = "\"'”’)\\]»›"
+_CLOSERS = "\"'”’)\\]»›"  # noqa: RUF001
 _BOUNDARY = re.compile(
     rf"(?P<stop>[.!?…]+)[{_CLOSERS}]*(?=\s|$)"  # Latin punctuation, before a space
-    r"|(?P<wide>[。！？]+)[”’」』）]*"  # of East Asian scripts, before anything
+    r"|(?P<wide>[。！？]+)[”’」』）]*"  # of East Asian scripts, before anything  # noqa: RUF001
     r"|(?P<blank>[ \t]*\n[ \t]*(?:\n\s*)+)"  # an empty line
-    r"|(?P<item>[ \t]*\n(?=[ \t]*(?:[-*+•·–] |\(?\d{1,3}[.)] |#{1,6} |[=~^-]{3,}\s*\n)))"
+    r"|(?P<item>[ \t]*\n(?=[ \t]*(?:[-*+•·–] |\(?\d{1,3}[.)] |#{1,6} |[=~^-]{3,}\s*\n)))"  # noqa: RUF001
 )
 _WORD_BEFORE = re.compile(r"[\w.]+$")
 _STARTS_LOW = re.compile(r"\s*[a-zà-öø-ÿ,;:)]")

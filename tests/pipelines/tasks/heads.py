@@ -1,4 +1,4 @@
-"""Small models with every published head, as published directories, and what a task says of rows."""
+"""Small models with every published head, as directories, and what a task says of rows."""
 
 import shutil
 from collections.abc import Sequence
@@ -60,9 +60,7 @@ def make_head(
         sizes["id2label"] = dict(enumerate(labels))
         sizes["label2id"] = {label: number for number, label in enumerate(labels)}
     torch.manual_seed(seed)
-    model = getattr(transformers, name)(
-        getattr(transformers, f"{family}Config")(**sizes)
-    ).eval()
+    model = getattr(transformers, name)(getattr(transformers, f"{family}Config")(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases and norms are drawn as zeros and ones
