@@ -10,6 +10,7 @@ from jobs.classify import classify
 from jobs.convert import convert
 from jobs.demo import demo
 from jobs.embed import embed
+from jobs.evaluate import evaluate
 from jobs.fill import fill
 from jobs.options import run
 from jobs.retry import retry
@@ -23,7 +24,19 @@ def longhaul() -> None:
     """Long documents through Longformer and LED on Ray."""
 
 
-for command in (summarize, answer, classify, tag, choose, fill, embed, retry, convert, demo):
+for command in (
+    summarize,
+    answer,
+    classify,
+    tag,
+    choose,
+    fill,
+    embed,
+    evaluate,
+    retry,
+    convert,
+    demo,
+):
     longhaul.add_command(command)
 
 

@@ -114,6 +114,22 @@ def print_plan(
     _print(table)
 
 
+def print_scores(result: Mapping[str, Any], place: Location, form: Format = "text") -> None:
+    """The metrics of a run, and where the scores of its rows lie."""
+    if form == "json":
+        _print_json(result)
+        return
+    table = _table(f"Evaluation of {place}")
+    table.add_row("rows", f"{result['rows']:,}")
+    for name in ("rows_without_reference", "rows_failed"):
+        if result[name]:
+            table.add_row(name.replace("_", " "), f"{result[name]:,}")
+    for name, value in result["scores"].items():
+        table.add_row(name, f"{value:.4f}")
+    table.add_row("row by row", f"{place}/evaluation.parquet")
+    _print(table)
+
+
 def print_conversion(plan: Conversion, output: Path, left_out: list[str], *, dry_run: bool) -> None:
     """What a conversion reads and writes, or would."""
     done = "Plan (nothing was written, no weight read)" if dry_run else "Converted"

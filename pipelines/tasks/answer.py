@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,9 @@ from pipelines.rows import InputColumn
 from pipelines.tasks.base import Count, Document, Output, Process, text_input
 from pipelines.tasks.encoding import EncodingOptions, EncodingTask, softmax
 from pipelines.tasks.preparation import Frame, Window, context_frame, tokenizer_of
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class AnswerOptions(EncodingOptions):
@@ -91,6 +94,23 @@ class Answer(EncodingTask):
         begin, stop = int(document.offsets[first, 0]), int(document.offsets[last, 1])
         answer = document.text[begin:stop]
         return Output({"answer": answer, "score": score, "start": begin, "end": stop})
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Exact match and F1 as SQuAD has them.
+
+        A reference is a text, a list of them (none: there is no answer), or SQuAD's struct of
+        texts and places.
+        """
+        from longformer_core.metrics import score_answers
+
+        texts = [each["text"] if isinstance(each, dict) else each for each in references]
+        # A good row without an answer is no failed row.
+        good = rows.column("error").is_null().to_pylist()
+        found = [
+            answer or "" if is_good else None
+            for answer, is_good in zip(self.predictions(rows), good, strict=True)
+        ]
+        return score_answers(found, texts)
 
 
 def best_span(

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from pipelines.errors import Refused
 from pipelines.rows import OUTPUT_VERSION, InputColumn
 from pipelines.storage import Location, locate
 from pipelines.tasks.preparation import Frame, Window
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 _LIBRARY_BYTES = 512 * 2**20
 Count = Annotated[int, Field(ge=1)]
@@ -245,6 +248,19 @@ class Task(ABC):
     @abstractmethod
     def process(self, document: Document) -> Process:
         """Ask an engine about a document and merge the results of its windows."""
+
+    @abstractmethod
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Return how good the task's columns are, in the field's metrics.
+
+        rows: written rows, good or failed. references: one a row, never None; what they are is each
+            task's own. Raises: Refused for references that are none.
+        """
+
+    def predictions(self, rows: pa.Table) -> list[Any]:
+        """Return what of each row is compared with its reference: the task's first column."""
+        found: list[Any] = rows.column(self.columns.names[0]).to_pylist()
+        return found
 
     # --- what a run records and plans with ---
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,9 @@ from pipelines.rows import InputColumn
 from pipelines.tasks.base import Document, Output, Process, text_input
 from pipelines.tasks.encoding import EncodingOptions, EncodingTask, mean_by_tokens, softmax
 from pipelines.tasks.preparation import Frame, continued_frame, tokenizer_of
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class ChooseOptions(EncodingOptions):
@@ -87,3 +90,9 @@ class Choose(EncodingTask):
         merged = [float(mean_by_tokens(logits[p], windows[p])[0]) for p in sorted(logits)]
         scores = softmax(np.array(merged)).tolist()
         return Output({"choice": int(np.argmax(merged)), "scores": scores})
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Accuracy; a reference is the number of the right choice, from 0."""
+        from longformer_core.metrics import score_choices
+
+        return score_choices(self.predictions(rows), references)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from pipelines.tasks.encoding import (
     softmax,
 )
 from pipelines.tasks.preparation import Frame, continued_frame, single_frame, tokenizer_of
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class ClassifyOptions(EncodingOptions):
@@ -96,3 +99,24 @@ class Classify(EncodingTask):
         if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
             return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
         return softmax(logits)
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Accuracy and macro F1 of the label, or errors and correlations of a number.
+
+        A reference is a label or its number in the config, a list of either for a model of several
+        labels, a number for regression.
+        """
+        from longformer_core.metrics import score_classes, score_label_sets, score_values
+
+        if self.problem_type == "regression":
+            return score_values(rows.column("score").to_pylist(), references)
+        if self.problem_type == "multi_label_classification":
+            found = [
+                None if row is None else [each["label"] for each in row if each["score"] >= 0.5]
+                for row in rows.column("scores").to_pylist()
+            ]
+            return score_label_sets(found, [[self._label(i) for i in row] for row in references])
+        return score_classes(self.predictions(rows), [self._label(each) for each in references])
+
+    def _label(self, given: Any) -> str:
+        return self.labels[given] if isinstance(given, int) else str(given)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from pipelines.tasks.encoding import EncodingOptions, EncodingTask, config_of, m
 from pipelines.tasks.preparation import Frame, single_frame, tokenizer_of
 
 Pooling = Literal["mean", "first", "pooler"]
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class EmbedOptions(EncodingOptions):
@@ -106,3 +109,18 @@ class Embed(EncodingTask):
     def describe(self) -> dict[str, str]:
         said = f"{self.size} numbers, {self.pooling}{', of length 1' if self.normalize else ''}"
         return super().describe() | {"embedding": said}
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Recall and rank of the documents that should be nearest, among all rows.
+
+        A reference is the id of a row, or a list of ids.
+        """
+        from longformer_core.metrics import rank_documents, score_rankings
+
+        vectors, ids = self.predictions(rows), rows.column("id").to_pylist()
+        # A document is the nearest to itself, which says nothing.
+        ranked = [
+            None if each is None else [ids[i] for i in each if i != row]
+            for row, each in enumerate(rank_documents(vectors, vectors, k=101))
+        ]
+        return score_rankings(ranked, references)

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from pipelines.errors import Refused
 from pipelines.tasks.base import Count, Document, Output, Process
 from pipelines.tasks.encoding import EncodingOptions, EncodingTask, owners, softmax
 from pipelines.tasks.preparation import Frame, single_frame, tokenizer_of
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class FillOptions(EncodingOptions):
@@ -63,3 +67,30 @@ class Fill(EncodingTask):
         """scores: [V]."""
         best = np.argsort(-scores, kind="stable")[: self.options.top_k]
         return [{"token": tokenizer.decode([int(i)]), "score": float(scores[i])} for i in best]
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Recall and rank of the right tokens; a reference lists them, one a mask."""
+        from longformer_core.metrics import Scores, score_rankings
+
+        found = self.predictions(rows)
+        for number, (row, right) in enumerate(zip(found, references, strict=True)):
+            if row is not None and len(row) != len(right):
+                raise Refused(f"row {number} has {len(row)} masks and {len(right)} references")
+        masks = [
+            (number, None if row is None else [_token(fill["token"]) for fill in row[place]], token)
+            for number, (row, right) in enumerate(zip(found, references, strict=True))
+            for place, token in enumerate(right)
+        ]
+        scores = score_rankings(
+            [ranked for _, ranked, _ in masks], [_token(token) for _, _, token in masks]
+        )
+        per_row: list[dict[str, float]] = []
+        for number in range(len(found)):
+            own = [s for (row, _, _), s in zip(masks, scores.per_row, strict=True) if row == number]
+            names = own[0] if own else {}
+            per_row.append({name: float(np.mean([s[name] for s in own])) for name in names})
+        return Scores(scores.summary, per_row, sum(row is None for row in found))
+
+
+def _token(text: str) -> str:
+    return text.strip()

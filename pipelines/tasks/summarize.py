@@ -5,6 +5,7 @@ joined and summarized again until one window holds them.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +23,7 @@ from pipelines.tasks.preparation import Window, cut, single_frame, tokenizer_of
 if TYPE_CHECKING:
     from longformer_core.generation.engine import Engine
     from longformer_core.generation.request import Generation, Request
+    from longformer_core.metrics import Scores
 
 
 class SummarizeOptions(TaskOptions):
@@ -181,6 +183,12 @@ class Summarize(Task):
         options = self.generation
         special = {options.decoder_start_token_id, options.bos_token_id, options.pad_token_id}
         return special | set(options.eos_token_ids)
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """ROUGE of the summaries; a reference is a text, or a list of them."""
+        from longformer_core.metrics import score_summaries
+
+        return score_summaries(self.predictions(rows), references)
 
 
 def row_seed(seed: int, name: str) -> int:

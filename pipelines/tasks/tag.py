@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from pipelines.errors import Refused
 from pipelines.rows import InputColumn
 from pipelines.tasks.base import Document, Output, Process, text_input
 from pipelines.tasks.encoding import EncodingOptions, EncodingTask, softmax, token_values
@@ -16,6 +17,9 @@ from pipelines.tasks.preparation import Frame, single_frame, tokenizer_of
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 # What no entity is made of.
 _OUTSIDE = "O"
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
 
 
 class TagOptions(EncodingOptions):
@@ -131,6 +135,33 @@ class Tag(EncodingTask):
         score = float(np.mean([piece.score for piece in group]))
         return {"label": label, "score": score, "start": start, "end": end, "text": text[start:end]}
 
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """Precision, recall and F1 of exact entities.
+
+        A reference is a list of structs (label, start, end) in characters, or of BIO tags, one a
+        word; then the run must have kept the column of the words.
+        """
+        from longformer_core.metrics import score_spans
+
+        found = [
+            None if row is None else [(e["label"], e["start"], e["end"]) for e in row]
+            for row in self.predictions(rows)
+        ]
+        if any(isinstance(each, str) for row in references for each in row):
+            name = self.options.words_column
+            if name not in rows.column_names:
+                raise Refused(
+                    f"the reference holds tags of words; their characters are known only if the "
+                    f"run reads a column of words (--words-column) and keeps it (--keep-columns "
+                    f"{name or 'NAME'})"
+                )
+            words = rows.column(name).to_pylist()
+            return score_spans(
+                found, [_spans(w, t) for w, t in zip(words, references, strict=True)]
+            )
+        expected = [[(e["label"], e["start"], e["end"]) for e in row] for row in references]
+        return score_spans(found, expected)
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
@@ -147,6 +178,17 @@ class _Piece:
     @property
     def score(self) -> float:
         return float(self.scores.max())
+
+
+def _spans(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the entities of tagged words, in characters of the words joined by spaces."""
+    from longformer_core.metrics import spans_of_tags
+
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    return [
+        (label, int(starts[first]), int(starts[end]) - 1)
+        for label, first, end in spans_of_tags(tags)
+    ]
 
 
 def _words(pieces: list[_Piece], goes_on: list[bool]) -> Iterator[list[_Piece]]:
