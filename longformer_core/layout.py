@@ -30,6 +30,12 @@ class Layout:
     A slot is an index into the packed run; a position counts from the document's first token.
     Python values serve the host's planning and the tensors serve the device, so that no layer has
     to wait for the device to learn a length.
+
+    >>> from longformer_core import Layout
+    >>> layout = Layout.from_lengths([3, 2], [[0], []])  # the first document's first is global
+    >>> layout.cu_seqlens, layout.positions.tolist(), layout.global_index.tolist()
+    ((0, 3, 5), [0, 1, 2, 0, 1], [0])
+
     Shapes: cu_seqlens B + 1 slots, as a tuple and as `offsets` (int32); positions [T] int64;
         global_index [G] int64 slots; is_valid and is_visible [T] bool, None when true of all.
     is_valid: the token is a key of the encoder's attention. An invalid token keeps its slot, for

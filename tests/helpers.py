@@ -4,6 +4,7 @@ With LONGHAUL_TEST_DATA set to a folder that holds `tokenizer/`, `proposals/` an
 published vocabulary and real corpora are used; anywhere else, the standard library's own sources.
 """
 
+import doctest
 import functools
 import json
 import os
@@ -202,6 +203,13 @@ def corpus_texts(n: int, min_tokens: int = 1) -> list[str]:
     if len(texts) < n:
         raise ValueError(f"{len(texts)} texts have {min_tokens} words; {n} were asked for")
     return texts[:n]
+
+
+def run_example(of: Any) -> None:
+    """Run the example in a docstring, and hold what it prints against what it says."""
+    (example,) = doctest.DocTestFinder(recurse=False).find(of, of.__name__, globs={})
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,18 @@ def window_attention(
     Query i sees key j of the same document iff both are valid and j is in i's window or global; a
     global key inside the window counts once. With a `dilation` the window's tokens lie that far
     apart; with `causal` no key lies behind its query, global or not. Rows of global tokens are
-    computed like any other; the caller replaces them (see `rows.global_attention`). With
+    computed like any other; the caller replaces them (see `global_attention.py`). With
     `dropout_p` each probability is dropped with that chance and the others are scaled to make up;
     the seed comes from torch's global generator.
     "auto" takes `fused` on CUDA devices that have a kernel for the case and `blocked` otherwise.
+
+    >>> import torch
+    >>> from longformer_core import Layout, window_attention
+    >>> layout = Layout.from_lengths([5, 3], [[0], []])  # two documents, one global token
+    >>> q, k, v = torch.randn(3, 8, 2, 16)  # their 8 tokens, 2 heads of 16
+    >>> window_attention(q, k, v, layout, radius=2).shape
+    torch.Size([8, 2, 16])
+
     Shapes: q, k, v [T, H, D] of one dtype; returns [T, H, D] in it, under torch.autocast in its.
     Units: `radius` counts keys, one side; `dilation` in tokens, one number or one for each head;
         `scale` multiplies the scores, 1/sqrt(D) when None.

@@ -3,6 +3,11 @@ import torch
 
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout, default_global_positions
+from tests.helpers import run_example
+
+
+def test_the_example_runs() -> None:
+    run_example(Layout)
 
 
 def test_positions_restart_in_each_document() -> None:

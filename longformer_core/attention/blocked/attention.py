@@ -5,14 +5,13 @@ of them, as a view, and the document's global tokens as extra columns. Only two 
 need a mask, each a triangle that all blocks share; a global column is masked for the queries that
 have the token in their band already, so that it counts once.
 
-What the blocks are is in `blocks.py`. On CPUs that a compiled kernel runs on, it takes the forward
+What the blocks are is in `plan.py`. On CPUs that a compiled kernel runs on, it takes the forward
 pass where no gradient is wanted (`native.py`).
 Shape letters: T packed tokens, H heads, D head dimension, C, W as above, g globals of the document.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,14 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import native
-from longformer_core.attention.blocked.plan import (
-    Block,
-    Call,
-    calls_of,
-    most_queries,
-    row_length,
-    whole,
-)
+from longformer_core.attention.blocked.plan import Block, Call, calls_of, most_queries, whole
 from longformer_core.layout import Layout
 from longformer_core.ops.custom_op import fake_of, has_no_gradient, operator
 from longformer_core.ops.dropout import draw_kept
@@ -147,7 +139,7 @@ has_no_gradient(_attend_backward, "attention has no second derivative")
 
 
 def _forward(
-    call: "Call", q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool, needs_lse: bool
+    call: Call, q: Tensor, k: Tensor, v: Tensor, *, needs_gradient: bool, needs_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -165,7 +157,7 @@ def _forward(
 
 
 def _backward(
-    call: "Call", q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor
+    call: Call, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.dtype == wide:
@@ -181,14 +173,14 @@ def _backward(
 
 def _product_flops(shape: Sequence[int], blocks: Iterable[Block], num_heads: int) -> int:
     """Return the flops of one product of all blocks' queries and keys, for torch's counter."""
-    pairs = sum(b.count * b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
+    pairs = sum(b.num_queries * (b.num_keys + b.num_globals) for b in blocks)
     return 2 * pairs * num_heads * shape[2]
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention)
 def _(q: Sequence[int], *given: Any, **_: Any) -> int:
     calls = calls_of(*given[2:-2])
-    return 2 * sum(_product_flops(q, call.forward_blocks, call.num_heads) for call in calls)
+    return 2 * sum(_product_flops(q, call.blocks, call.num_heads) for call in calls)
 
 
 @register_flop_formula(torch.ops.longhaul.blocked_attention_backward)
@@ -201,50 +193,6 @@ def _without_invalid(rows: Tensor, is_valid: Tensor | None, value: float) -> Ten
     if is_valid is None:
         return rows
     return rows.masked_fill(~is_valid[:, None, None], value)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one batched product takes: a block in all heads, or joined blocks in one head."""
-
-    block: Block
-    head: int | None
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Return the queries' part [B, C, D] of [T, H, D]."""
-        rows = x[self.block.queries]
-        if self.head is None:
-            return rows.transpose(0, 1)
-        return rows[:, self.head].view(self.block.count, -1, x.shape[2])
-
-    def keys(self, x: Tensor, width: int) -> Tensor:
-        """Return `width` tokens [B, width, D] from the first key on, or as many as there are."""
-        first, step = self.block.keys.start, self.block.num_queries
-        if self.head is None:
-            return x[first : first + width].transpose(0, 1)
-        last = first + (self.block.count - 1) * step + width
-        return x[first:last, self.head].unfold(0, width, step).transpose(1, 2)
-
-    def columns(self, x: Tensor) -> Tensor:
-        """Return the global tokens' part [B, g, D] of [G, H, D]."""
-        columns = x[self.block.globals]
-        if self.head is None:
-            return columns.transpose(0, 1)
-        return columns[:, self.head].expand(self.block.count, -1, -1)
-
-    def put(self, rows: Tensor, out: Tensor) -> None:
-        """Write rows [B, C, D] to their places in [T, H, D]."""
-        if self.head is None:
-            out[self.block.queries] = rows.transpose(0, 1)
-        else:
-            out[self.block.queries, self.head] = rows.flatten(0, 1)
-
-
-def _parts(blocks: Iterable[Block], num_heads: int) -> Iterator[_Part]:
-    for block in blocks:
-        heads: Iterable[int | None] = [None] if block.count == 1 else range(num_heads)
-        for head in heads:
-            yield _Part(block, head)
 
 
 class _Masks:
@@ -276,15 +224,13 @@ class _Masks:
         if right > 0:
             scores[..., w - right : w].add_(self.after[:c, :right])
         if self.keys is not None:
-            scores[..., :w].add_(self.keys[block.keys].unfold(0, w, c)[:, None])
+            scores[..., :w].add_(self.keys[block.keys])
         if block.masks_globals:
             columns = scores[..., w : w + block.num_globals]
-            columns.masked_fill_(
-                self._hidden_globals(block).view(-1, c, block.num_globals), -torch.inf
-            )
+            columns.masked_fill_(self._hidden_globals(block), -torch.inf)
 
     def _hidden_globals(self, block: Block) -> Tensor:
-        """Return [count * C, g]: the query has the global in its band, or it lies ahead of it."""
+        """Return [C, g]: the query has the global in its band, or it lies ahead of it."""
         call, order = self._call, self._strand.order
         columns = self._strand.global_index[block.globals]
         queries = torch.arange(block.queries.start, block.queries.stop, device=columns.device)
@@ -306,28 +252,27 @@ def _triangles(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Scores:
-    """The probabilities of one part after another, in buffers that all parts share.
+    """The probabilities of one block after another, in buffers that all blocks share.
 
     The explicit form: two products around a softmax, the fastest on CPUs.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, call: Call, blocks: list[Block]) -> None:
+    def __init__(self, q: Tensor, k: Tensor, call: Call) -> None:
         """Pick the global tokens' keys."""
         self.q, self.k, self._call = q, k, call
         self.k_global = k[call.strand.global_index]
         self._columns = self.k_global * call.scale
         self._masks = _Masks(call, q)
-        self._size = max((math.prod(self._shape(block)) for block in blocks), default=0)
+        self._size = max((math.prod(self._shape(block)) for block in call.blocks), default=0)
         self._buffers: dict[str, Tensor] = {}
         self._tails: dict[tuple[object, ...], Tensor] = {}
 
     def _shape(self, block: Block) -> tuple[int, int, int]:
-        """Return [B, C, W + g and some]."""
-        batch = block.count if block.count > 1 else self.q.shape[1]
-        return batch, block.num_queries, row_length(block)
+        """Return [H, C, W + g and some]."""
+        return self.q.shape[1], block.num_queries, block.row_length
 
     def _buffer(self, name: str, block: Block) -> Tensor:
-        """Return [B, C, W + g and some], with what is left of the last part of that name."""
+        """Return [H, C, W + g and some], with what is left of the last block of that name."""
         if name not in self._buffers:
             self._buffers[name] = self.q.new_empty(self._size)
         shape = self._shape(block)
@@ -336,7 +281,7 @@ class _Scores:
     def product(
         self,
         name: str,
-        part: _Part,
+        block: Block,
         rows: Tensor,
         keys: Tensor,
         columns: Tensor,
@@ -350,61 +295,60 @@ class _Scores:
         block's keys too, where there are some, and overwrites what comes of them.
         Shapes: rows and keys [T, H, D]; columns [G, H, D].
         """
-        block, queries = part.block, part.rows(rows)
+        queries = block.of_queries(rows)
         out, w, g = self._buffer(name, block), block.num_keys, block.num_globals
-        seen = part.keys(keys, out.shape[-1]).transpose(1, 2)
+        seen = block.of_keys(keys, out.shape[-1]).transpose(1, 2)
         whole = out if seen.shape[-1] == out.shape[-1] else out[..., : seen.shape[-1]]
         whole.baddbmm_(queries, seen, beta=0, alpha=scale)
         if g:
             tail = self._tail(name, block, rest)
-            tail[..., :g] = torch.bmm(queries, part.columns(columns).transpose(1, 2))
+            tail[..., :g] = torch.bmm(queries, block.of_globals(columns).transpose(1, 2))
             out[..., w:] = tail
         return out
 
     def _tail(self, name: str, block: Block, rest: float) -> Tensor:
-        """Return [B, C, g and some] for the columns of the globals, the others `rest`."""
-        batch, num_queries, length = self._shape(block)
-        shape = (batch, num_queries, length - block.num_keys)
+        """Return [H, C, g and some] for the columns of the globals, the others `rest`."""
+        shape = (self.q.shape[1], block.num_queries, block.row_length - block.num_keys)
         key = (name, shape, block.num_globals)
         if key not in self._tails:
             self._tails[key] = self.q.new_full(shape, rest)
         return self._tails[key]
 
-    def probabilities(self, part: _Part, lse: Tensor | None = None) -> Tensor:
-        """Return the softmax of a part's scores; their lse goes to its places in [T, h, 1]."""
+    def probabilities(self, block: Block, lse: Tensor | None = None) -> Tensor:
+        """Return the softmax of a block's scores; their lse goes to its places in [T, h, 1]."""
         inputs, scale = (self.q, self.k, self._columns), self._call.scale
-        scores = self.product("p", part, *inputs, scale=scale, rest=-torch.inf)
-        self._masks.add(scores, part.block)
+        scores = self.product("p", block, *inputs, scale=scale, rest=-torch.inf)
+        self._masks.add(scores, block)
         if lse is None:
             return torch.softmax(scores, -1, out=scores)
         peak = scores.amax(-1, keepdim=True)
         torch.softmax(scores, -1, out=scores)
         # The largest probability is exp(peak - lse).
-        part.put(peak - scores.amax(-1, keepdim=True).log(), lse)
+        log_sums = peak - scores.amax(-1, keepdim=True).log()  # [H, C, 1]
+        lse[block.queries] = log_sums.transpose(0, 1)
         return scores
 
-    def kept(self, part: _Part) -> Tensor | None:
+    def kept(self, block: Block) -> Tensor | None:
         """Return 0 where dropout strikes and 1 / (1 - p) elsewhere: the same on every call."""
         p, seed = self._call.dropout
         if not p:
             return None
-        draw = torch.Generator(self.q.device).manual_seed(seed + part.block.queries.start)
-        return draw_kept(self._buffer("kept", part.block), p, draw)
+        draw = torch.Generator(self.q.device).manual_seed(seed + block.queries.start)
+        return draw_kept(self._buffer("kept", block), p, draw)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, call: Call, lse: Tensor | None) -> Tensor:
-    blocks = call.forward_blocks
-    scores, v_global = _Scores(q, k, call, blocks), v[call.strand.global_index]
+    scores, v_global = _Scores(q, k, call), v[call.strand.global_index]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for part in _parts(blocks, q.shape[1]):
-        p, w, g = scores.probabilities(part, lse), part.block.num_keys, part.block.num_globals
-        kept = scores.kept(part)
+    for block in call.blocks:
+        w, g = block.num_keys, block.num_globals
+        p, kept = scores.probabilities(block, lse), scores.kept(block)
         if kept is not None:
             p *= kept
-        mixed = torch.bmm(p[..., :w], part.keys(v, w))
+        mixed = torch.bmm(p[..., :w], block.of_keys(v))
         if g:
-            mixed.baddbmm_(p[..., w : w + g], part.columns(v_global))
-        part.put(mixed, out)
+            mixed.baddbmm_(p[..., w : w + g], block.of_globals(v_global))
+        out[block.queries] = mixed.transpose(0, 1)
     return out
 
 
@@ -415,7 +359,7 @@ def _gradients(
 
     Source: FlashAttention, arXiv:2205.14135, appendix B.
     """
-    scores = _Scores(q, k, call, call.blocks)
+    scores = _Scores(q, k, call)
     chosen = call.strand.global_index
     v_global = v[chosen]
     # Each row of probabilities times its own gradients, summed: what the softmax takes off.
@@ -423,26 +367,26 @@ def _gradients(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     dk_global, dv_global = torch.zeros_like(scores.k_global), torch.zeros_like(v_global)
-    for part in _parts(call.blocks, q.shape[1]):
-        block, queries, rows = part.block, part.rows(q), part.rows(grad)
+    for block in call.blocks:
+        queries, rows = block.of_queries(q), block.of_queries(grad)
         w, columns = block.num_keys, slice(block.num_keys, block.num_keys + block.num_globals)
-        p, kept = scores.probabilities(part), scores.kept(part)
-        ds = scores.product("ds", part, grad, v, v_global)
+        p, kept = scores.probabilities(block), scores.kept(block)
+        dS = scores.product("dS", block, grad, v, v_global)
         mixed = p
         if kept is not None:
-            ds *= kept
+            dS *= kept
             mixed = kept.mul_(p)
-        part.keys(dv, w).baddbmm_(mixed[..., :w].transpose(1, 2), rows)
-        off = torch.linalg.vecdot(ds, p)[..., None] if taken is None else taken[:, block.queries]
-        ds.sub_(off).mul_(p)
-        part.keys(dk, w).baddbmm_(ds[..., :w].transpose(1, 2), queries, alpha=call.scale)
-        turned = torch.bmm(ds[..., :w], part.keys(k, w))
+        block.of_keys(dv).baddbmm_(mixed[..., :w].transpose(1, 2), rows)
+        off = torch.linalg.vecdot(dS, p)[..., None] if taken is None else taken[:, block.queries]
+        dS.sub_(off).mul_(p)
+        block.of_keys(dk).baddbmm_(dS[..., :w].transpose(1, 2), queries, alpha=call.scale)
+        turned = torch.bmm(dS[..., :w], block.of_keys(k))
         if block.num_globals:
-            turned.baddbmm_(ds[..., columns], part.columns(scores.k_global))
-            by_column = ds[..., columns].transpose(1, 2)
-            part.columns(dk_global).baddbmm_(by_column, queries, alpha=call.scale)
-            part.columns(dv_global).baddbmm_(mixed[..., columns].transpose(1, 2), rows)
-        part.put(turned.mul_(call.scale), dq)
+            turned.baddbmm_(dS[..., columns], block.of_globals(scores.k_global))
+            by_column = dS[..., columns].transpose(1, 2)
+            block.of_globals(dk_global).baddbmm_(by_column, queries, alpha=call.scale)
+            block.of_globals(dv_global).baddbmm_(mixed[..., columns].transpose(1, 2), rows)
+        dq[block.queries] = turned.mul_(call.scale).transpose(0, 1)
     dk.index_add_(0, chosen, dk_global)
     dv.index_add_(0, chosen, dv_global)
     return dq, dk, dv
@@ -454,15 +398,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     masks = _Masks(call, q)
     k_global, v_global = (x[call.strand.global_index] for x in (k, v))
     for block in call.blocks:
-        part, w = _Part(block, None), block.num_keys
-        keys = torch.cat([part.keys(k, w), part.columns(k_global)], 1)
-        values = torch.cat([part.keys(v, w), part.columns(v_global)], 1)
-        bias = q.new_zeros(1, block.num_queries, block.num_keys + block.num_globals)
+        keys = torch.cat([block.of_keys(k), block.of_globals(k_global)], 1)
+        values = torch.cat([block.of_keys(v), block.of_globals(v_global)], 1)
+        bias = q.new_zeros(block.num_queries, block.num_keys + block.num_globals)
         masks.add(bias, block)
         mixed = scaled_dot_product_attention(
-            part.rows(q)[None], keys[None], values[None], attn_mask=bias[None], scale=call.scale
+            block.of_queries(q)[None], keys[None], values[None], attn_mask=bias, scale=call.scale
         )
-        part.put(mixed[0], out)
+        out[block.queries] = mixed[0].transpose(0, 1)
     return out
 
 
@@ -470,7 +413,7 @@ def _log_sums(q: Tensor, k: Tensor, call: Call) -> Tensor:
     """Return the lse [T, h, 1] of inputs of 16 bits, which `_fused` does not tell."""
     wide = torch.promote_types(q.dtype, torch.float32)
     lse = q.new_empty(*q.shape[:2], 1, dtype=wide)
-    scores = _Scores(q.to(wide), k.to(wide), call, call.forward_blocks)
-    for part in _parts(call.forward_blocks, q.shape[1]):
-        scores.probabilities(part, lse)
+    scores = _Scores(q.to(wide), k.to(wide), call)
+    for block in call.blocks:
+        scores.probabilities(block, lse)
     return lse

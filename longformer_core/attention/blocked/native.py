@@ -1,12 +1,11 @@
 """Blocked attention's forward pass on CPUs, by a kernel of our own.
 
-`kernels/window.cpp`, compiled when the package is installed, computes what `blocked.py` does in one
-pass, in float32 and bfloat16, where the CPU has AVX-512.
+`ops/cpu/csrc/window.cpp`, compiled when the package is installed, computes what `attention.py` does
+in one pass, in float32 and bfloat16, where the CPU has AVX-512.
 Shape letters: T packed tokens, H heads, D head dimension.
 """
 
 from array import array
-from collections.abc import Iterable
 from itertools import accumulate, chain
 
 import torch
@@ -46,9 +45,9 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None) -> T
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = torch.empty_like(q)
     layout = call.layout
-    starts = _numbers(layout.cu_seqlens)
-    global_starts = _numbers(accumulate(layout.num_globals, initial=0))
-    global_positions = _numbers(chain.from_iterable(layout.global_positions))
+    starts = array("q", layout.cu_seqlens)
+    global_starts = array("q", accumulate(layout.num_globals, initial=0))
+    global_positions = array("q", chain.from_iterable(layout.global_positions))
     compiled.window_attend(
         *(x.data_ptr() for x in (q, k, v, out)),
         0 if lse is None else lse.data_ptr(),
@@ -62,7 +61,3 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None) -> T
         torch.get_num_threads(),
     )
     return out
-
-
-def _numbers(values: Iterable[int]) -> "array[int]":
-    return array("q", values)

@@ -8,8 +8,8 @@ Shape letters: T packed tokens, H heads, h those of one dilation, D head dimensi
 keys of a block, g globals of the document.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -25,11 +25,6 @@ _BLOCK_ELSEWHERE = 512
 _WHOLE = 256
 # Score rows are padded to this many columns when global columns make their length odd.
 _ALIGN = 16
-# Up to this radius the inner blocks of a document are smaller and computed many at once, head by
-# head, as many as have scores of these bytes in float32.
-_JOINED_RADIUS = 128
-_JOINED_BLOCK = 32
-_JOINED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -37,18 +32,48 @@ class Block:
     """Places of a block's queries and keys, and its document's range in `Strand.global_index`.
 
     `masks_globals`: some query may not see some global column, or sees it in its band already.
-    With a `count`, that many blocks one after another, of which each has `num_queries` queries and
-    `num_keys` keys, all alike.
     """
 
     queries: slice
     keys: slice
     globals: slice
-    num_queries: int
-    num_keys: int
-    num_globals: int
     masks_globals: bool
-    count: int = 1
+
+    @property
+    def num_queries(self) -> int:
+        """Return C."""
+        return int(self.queries.stop - self.queries.start)
+
+    @property
+    def num_keys(self) -> int:
+        """Return W."""
+        return int(self.keys.stop - self.keys.start)
+
+    @property
+    def num_globals(self) -> int:
+        """Return g."""
+        return int(self.globals.stop - self.globals.start)
+
+    @property
+    def row_length(self) -> int:
+        """Return how long a row of scores is: W + g, and some where that is odd."""
+        if not self.num_globals:
+            return self.num_keys
+        return -(-(self.num_keys + self.num_globals) // _ALIGN) * _ALIGN
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """Return the queries' part [H, C, D] of [T, H, D], as a view."""
+        return x[self.queries].transpose(0, 1)
+
+    def of_keys(self, x: Tensor, width: int | None = None) -> Tensor:
+        """Return the keys' part [H, W, D] of [T, H, D], or `width` tokens, if there are so many."""
+        first = self.keys.start
+        last = self.keys.stop if width is None else first + width
+        return x[first:last].transpose(0, 1)
+
+    def of_globals(self, x: Tensor) -> Tensor:
+        """Return the global tokens' part [H, g, D] of [G, H, D]."""
+        return x[self.globals].transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -142,22 +167,8 @@ class Call:
     @property
     def blocks(self) -> list[Block]:
         """Return the plan that all layers with this band share."""
-        size = _size_on(self.layout.device)
-        return self._plan("blocks", lambda: _blocks(self, size))
-
-    @property
-    def forward_blocks(self) -> list[Block]:
-        """Return the plan of a forward pass: without dropout small blocks are joined, on CPUs.
-
-        With it the backward pass has to drop the same again, and goes block by block.
-        """
-        if self.radius > _JOINED_RADIUS or self.dropout[0] or self.layout.device.type != "cpu":
-            return self.blocks
-        return self._plan("joined", lambda: _joined(_blocks(self, _JOINED_BLOCK), self))
-
-    def _plan(self, name: str, build: Callable[[], Iterable[Block]]) -> list[Block]:
-        key = (name, self.radius, self.dilation, self.is_causal)
-        return self.layout.plan(key, lambda: list(build()))
+        key = ("blocks", self.radius, self.dilation, self.is_causal)
+        return self.layout.plan(key, lambda: list(_blocks(self)))
 
     def pick(self, x: Tensor) -> Tensor:
         """Return the call's heads of [T, H, D], tokens by place; no copy where it is all of it."""
@@ -222,12 +233,6 @@ def whole(calls: list[Call], parts: Sequence[Tensor | None]) -> Tensor:
     return out
 
 
-def row_length(block: Block) -> int:
-    if not block.num_globals:
-        return block.num_keys
-    return -(-(block.num_keys + block.num_globals) // _ALIGN) * _ALIGN
-
-
 def most_queries(device: torch.device) -> int:
     """Return how many queries a block has at the most."""
     return max(_size_on(device), _WHOLE)
@@ -237,7 +242,8 @@ def _size_on(device: torch.device) -> int:
     return _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
 
 
-def _blocks(call: Call, size: int) -> Iterator[Block]:
+def _blocks(call: Call) -> Iterator[Block]:
+    size = _size_on(call.layout.device)
     for run in call.strand.runs:
         places = run.global_places
         step = len(run.slots) if len(run.slots) <= _WHOLE else size
@@ -251,44 +257,5 @@ def _blocks(call: Call, size: int) -> Iterator[Block]:
                 queries=slice(first, last),
                 keys=slice(low, high),
                 globals=run.columns,
-                num_queries=last - first,
-                num_keys=high - low,
-                num_globals=len(run.globals),
                 masks_globals=in_band or lies_after,
             )
-
-
-def _joined(blocks: Iterable[Block], call: Call) -> Iterator[Block]:
-    """Join the blocks that see their whole window and follow one another in a run."""
-    run: list[Block] = []
-    for block in blocks:
-        first, last = block.queries.start - call.radius, block.queries.stop + call.ahead
-        is_inner = (block.keys.start, block.keys.stop) == (first, last)
-        is_inner &= block.num_queries == _JOINED_BLOCK
-        # Their products take whole rows of scores; see `_Scores.product`.
-        is_inner &= block.keys.start + row_length(block) <= call.layout.num_tokens
-        follows = run and run[-1].globals == block.globals and len(run) < _most(block)
-        if run and not (is_inner and follows):
-            yield _join(run)
-            run = []
-        if is_inner:
-            run.append(block)
-        else:
-            yield block
-    if run:
-        yield _join(run)
-
-
-def _most(block: Block) -> int:
-    """Return how many blocks are joined at the most."""
-    return max(1, _JOINED_BYTES // (4 * block.num_queries * row_length(block)))
-
-
-def _join(run: list[Block]) -> Block:
-    return replace(
-        run[0],
-        queries=slice(run[0].queries.start, run[-1].queries.stop),
-        keys=slice(run[0].keys.start, run[-1].keys.stop),
-        masks_globals=any(block.masks_globals for block in run),
-        count=len(run),
-    )

@@ -1,55 +1,47 @@
-"""Few query rows against many keys, as Triton kernels for GPUs: forward and backward.
+"""Few query rows against many keys, by Triton kernels for GPUs: forward and backward.
 
 What limits them is reading the keys and values, so each is read once for all rows of a tile, and
 the keys of a document are split over many programs. Each leaves what a softmax of its keys alone
 gives, and a second kernel joins the splits in their order. Going back, the rows' gradients are such
 sums too, and there is a program for each tile of keys: no two runs differ by a bit.
 Keys and values are [B, H, n, D] with any strides: padded groups as they are, and packed documents
-as a batch of one. `segments.py` says which rows read which of them.
+as a batch of one. `segments.py` says which rows read which of them; the kernels are in
+`few_queries_kernels.py`.
 Shape letters: R rows, S segments, P splits, H heads, D head dimension.
 """
-
-# What is known when a kernel is compiled has names in capitals, and Triton has no types.
-# ruff: noqa: N803
-# mypy: disable-error-code="untyped-decorator"
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longformer_core.attention.fused.plan import softmax_arguments
-from longformer_core.attention.fused.segments import Segment, Segments
-from longformer_core.attention.fused.window import (
-    _FEW_KEYS,
-    _FUSED,
-    _LN_2,
-    _TO_LOG_2,
+from longformer_core.attention.fused.common import (
+    FEW_KEYS,
+    FUSED_MULTIPLY_ADD,
     Tiles,
-    _at,
-    _cut,
-    _delta,
-    _device_of,
-    _is_valid,
-    _key_step,
-    _or_none,
-    _results,
-    _rows,
-    _sizes,
-    _slopes,
-    _softmax_step,
-    _store_rows,
-    _with_unit_stride,
+    deltas,
+    device_of,
+    empty_results,
+    head_sizes,
+    or_none,
+    with_unit_stride,
 )
+from longformer_core.attention.fused.few_queries_kernels import (
+    backward_keys_kernel,
+    backward_queries_kernel,
+    forward_kernel,
+    join_kernel,
+)
+from longformer_core.attention.fused.plan import softmax_arguments
+from longformer_core.attention.fused.segments import Segments
 from longformer_core.ops.custom_op import fake_of, has_no_gradient, operator
 
-# By kernel, rows of a segment up to, padded head size up to, bytes of a number. `own` are rows,
-# but of "keys" keys. Chosen by compiling, like those of fused.py: 16 rows are the least that a
-# matrix product takes, and more pay only if there are more.
+# By kernel, rows of a segment up to, padded head size up to, bytes of a number. Chosen by
+# compiling, like those of `window.py`: 16 rows are the least that a matrix product takes, and more
+# pay only if there are more.
 _TILES: dict[tuple[str, int, int, int], Tiles] = {
     ("forward", 16, 64, 2): Tiles(16, 64, 4, 3),
     ("forward", 16, 128, 2): Tiles(16, 64, 4, 2),
@@ -67,373 +59,17 @@ _TILES: dict[tuple[str, int, int, int], Tiles] = {
     ("queries", 64, 128, 2): Tiles(64, 32, 8, 2),
     ("queries", 64, 64, 4): Tiles(32, 16, 4, 1),
     ("queries", 64, 128, 4): Tiles(32, 16, 8, 1),
-    ("keys", 16, 64, 2): Tiles(64, 16, 4, 1),
-    ("keys", 16, 128, 2): Tiles(64, 16, 4, 1),
-    ("keys", 16, 64, 4): Tiles(32, 16, 4, 1),
-    ("keys", 16, 128, 4): Tiles(32, 16, 8, 1),
-    ("keys", 64, 64, 2): Tiles(64, 32, 4, 2),
-    ("keys", 64, 128, 2): Tiles(64, 32, 8, 2),
-    ("keys", 64, 64, 4): Tiles(32, 16, 4, 1),
-    ("keys", 64, 128, 4): Tiles(32, 16, 8, 1),
+    ("keys", 16, 64, 2): Tiles(16, 64, 4, 1),
+    ("keys", 16, 128, 2): Tiles(16, 64, 4, 1),
+    ("keys", 16, 64, 4): Tiles(16, 32, 4, 1),
+    ("keys", 16, 128, 4): Tiles(16, 32, 8, 1),
+    ("keys", 64, 64, 2): Tiles(32, 64, 4, 2),
+    ("keys", 64, 128, 2): Tiles(32, 64, 8, 2),
+    ("keys", 64, 64, 4): Tiles(16, 32, 4, 1),
+    ("keys", 64, 128, 4): Tiles(16, 32, 8, 1),
 }
-# Splits that are joined at once, and rows of a program that only reads.
+# Splits that are joined at once.
 _JOINED = 32
-_READ = 64
-
-_SEGMENT = tl.constexpr(len(Segment._fields))
-# Arguments that change from call to call compile no kernel anew.
-_CHANGING = ["num_heads", "num_tiles", "num_rows", "rows_each", "size", "seed", "threshold"]
-
-
-@triton.jit
-def _segment(segments: tl.tensor, num_heads: tl.tensor, rows_each: tl.tensor) -> tl.tensor:
-    """Return the segment of this program: first row and last + 1, where its keys are, how many."""
-    at = segments + (tl.program_id(0) // num_heads) * _SEGMENT
-    first = tl.load(at) * rows_each
-    end = first + tl.load(at + 1) * rows_each
-    return first, end, tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
-
-
-@triton.jit
-def _keys(
-    k: tl.tensor,
-    v: tl.tensor,
-    valid: tl.tensor,
-    k_token: tl.tensor,
-    v_token: tl.tensor,
-    first_key: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    SIZE: tl.constexpr,
-    HAS_INVALID: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> tl.tensor:
-    """Load a tile of a segment's keys and values; return slots and flags with them."""
-    offsets = tl.arange(0, SIZE)
-    slot = first_key + first
-    slots = slot + offsets
-    is_key = _is_valid(valid, slots, first + offsets < end, HAS_INVALID)
-    keys = _rows(_at(k, slot, k_token), offsets, k_token, is_key, HEAD, PADDED, MASKED)
-    values = _rows(_at(v, slot, v_token), offsets, v_token, is_key, HEAD, PADDED, MASKED)
-    return slots.to(tl.int32), is_key, keys, values
-
-
-@triton.jit(do_not_specialize=_CHANGING)
-def _forward(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    partial: tl.tensor,
-    tops: tl.tensor,
-    totals: tl.tensor,
-    segments: tl.tensor,
-    valid: tl.tensor,
-    q_row: tl.tensor,
-    q_head: tl.tensor,
-    k_batch: tl.tensor,
-    k_head: tl.tensor,
-    k_token: tl.tensor,
-    v_batch: tl.tensor,
-    v_head: tl.tensor,
-    v_token: tl.tensor,
-    num_heads: tl.tensor,
-    num_tiles: tl.tensor,
-    num_rows: tl.tensor,
-    rows_each: tl.tensor,
-    size: tl.tensor,
-    factor: tl.tensor,
-    seed: tl.tensor,
-    threshold: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    OWN: tl.constexpr,
-    STEP: tl.constexpr,
-    HAS_INVALID: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
-) -> None:
-    """Compute maximum, sum and output of a tile of rows over one split of their keys, one head."""
-    first, end, batch, first_key, num_keys, _ = _segment(segments, num_heads, rows_each)
-    head = tl.program_id(0) % num_heads
-    tile, split = tl.program_id(1) % num_tiles, tl.program_id(1) // num_tiles
-    first += tile * OWN
-    if first >= end:
-        return
-    k = _at(_at(k, batch, k_batch), head, k_head)
-    v = _at(_at(v, batch, v_batch), head, v_head)
-    offsets = tl.arange(0, OWN)
-    rows = (first + offsets).to(tl.int32)
-    is_row = first + offsets < end
-    at_q = _at(_at(q, head, q_head), first, q_row)
-    queries = _rows(at_q, offsets, q_row, is_row, HEAD, PADDED, True)
-    top = tl.full([OWN], float("-inf"), tl.float32)
-    total = tl.full([OWN], 0.0, tl.float32)
-    acc = tl.full([OWN, PADDED], 0.0, tl.float32)
-
-    low = split * size
-    high = tl.minimum(low + size, num_keys.to(tl.int32))
-    whole = low + tl.maximum(high - low, 0) // STEP * STEP
-    if factor < 0:
-        # The unmasked tiles count on it.
-        whole = low
-    for part in tl.static_range(2):
-        if part == 0:
-            start, stop = low, whole
-        else:
-            start, stop = whole, high
-        for at in range(start, stop, STEP):
-            key_slots, sees, keys, values = _keys(
-                k, v, valid, k_token, v_token, first_key, at, high,
-                HEAD, PADDED, STEP, HAS_INVALID, part == 1 or HAS_INVALID,
-            )  # fmt: skip
-            top, total, acc = _softmax_step(
-                top, total, acc, queries, keys, values, sees[None, :], rows, key_slots, factor,
-                head, seed, threshold, HAS_DROPOUT, part == 1 or HAS_INVALID,
-            )  # fmt: skip
-
-    # [P, R, H]
-    slot = (split.to(tl.int64) * num_rows + first) * num_heads + head
-    tl.store(tops + slot + offsets * num_heads, top, mask=is_row)
-    tl.store(totals + slot + offsets * num_heads, total, mask=is_row)
-    _store_rows(partial + slot * HEAD, acc, offsets, num_heads * HEAD, is_row, HEAD, PADDED)
-
-
-@triton.jit(do_not_specialize=["num_splits", "num_heads", "num_rows"])
-def _join(
-    partial: tl.tensor,
-    tops: tl.tensor,
-    totals: tl.tensor,
-    out: tl.tensor,
-    lse: tl.tensor,
-    remainder: tl.tensor | None,
-    num_splits: tl.tensor,
-    num_heads: tl.tensor,
-    num_rows: tl.tensor,
-    kept_scale: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    JOINED: tl.constexpr,
-) -> None:
-    """Make output and log-sum-exp of one row and head from those of the splits.
-
-    And, where there is memory for it, what the output loses by rounding.
-    """
-    # Row and head together; so they lie in `partial`, too.
-    row = tl.program_id(0)
-    columns = tl.arange(0, PADDED)
-    top = tl.full([1], float("-inf"), tl.float32)
-    total = tl.full([1], 0.0, tl.float32)
-    acc = tl.full([PADDED], 0.0, tl.float32)
-    for at in range(0, num_splits, JOINED):
-        splits = at + tl.arange(0, JOINED)
-        is_split = splits < num_splits
-        slots = splits.to(tl.int64) * (num_rows * num_heads) + row
-        some_tops = tl.load(tops + slots, mask=is_split, other=float("-inf"))
-        some_totals = tl.load(totals + slots, mask=is_split, other=0.0)
-        some = _rows(partial, slots, HEAD, is_split, HEAD, PADDED, True)
-        new = tl.maximum(top, tl.max(some_tops, 0))
-        # A row that has seen no key has no finite maximum: minus infinity less that is NaN.
-        pivot = tl.where(new == float("-inf"), 0.0, new)
-        old, weights = tl.exp2(top - pivot), tl.exp2(some_tops - pivot)
-        total = total * old + tl.sum(some_totals * weights, 0)
-        acc = acc * old + tl.sum(some * weights[:, None], 0)
-        top = new
-    sees_any = total > 0
-    total = tl.where(sees_any, total, 1.0)
-    acc = tl.where(sees_any, acc * (kept_scale / total), 0.0)
-    sums = tl.where(sees_any, (top + tl.log2(total)) * _LN_2, float("-inf"))
-    at_out = row.to(tl.int64) * HEAD + columns
-    rounded = acc.to(out.dtype.element_ty)
-    tl.store(out + at_out, rounded, mask=columns < HEAD)
-    if remainder is not None:
-        lost = acc - rounded.to(tl.float32)
-        tl.store(remainder + at_out, lost.to(remainder.dtype.element_ty), mask=columns < HEAD)
-    # [H, R]
-    at_lse = _at(lse, row % num_heads, num_rows) + row // num_heads
-    tl.store(at_lse + tl.arange(0, 1), sums)
-
-
-@triton.jit
-def _row_side(
-    q: tl.tensor,
-    grad: tl.tensor,
-    lse: tl.tensor,
-    delta: tl.tensor,
-    q_row: tl.tensor,
-    grad_row: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    SIZE: tl.constexpr,
-) -> tl.tensor:
-    """Load what the backward pass needs of a tile of rows.
-
-    The log-sum-exp comes in powers of 2, infinite for rows without keys: their probabilities are 0.
-    """
-    offsets = tl.arange(0, SIZE)
-    is_row = first + offsets < end
-    queries = _rows(_at(q, first, q_row), offsets, q_row, is_row, HEAD, PADDED, True)
-    grads = _rows(_at(grad, first, grad_row), offsets, grad_row, is_row, HEAD, PADDED, True)
-    sums = tl.load(lse + first + offsets, mask=is_row, other=float("-inf"))
-    sums = tl.where(sums == float("-inf"), float("inf"), sums * _TO_LOG_2)
-    deltas = tl.load(delta + first + offsets, mask=is_row, other=0.0)
-    return (first + offsets).to(tl.int32), is_row, queries, grads, sums, deltas
-
-
-@triton.jit(do_not_specialize=_CHANGING)
-def _backward_queries(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    grad: tl.tensor,
-    lse: tl.tensor,
-    delta: tl.tensor,
-    partial: tl.tensor,
-    segments: tl.tensor,
-    valid: tl.tensor,
-    q_row: tl.tensor,
-    q_head: tl.tensor,
-    k_batch: tl.tensor,
-    k_head: tl.tensor,
-    k_token: tl.tensor,
-    v_batch: tl.tensor,
-    v_head: tl.tensor,
-    v_token: tl.tensor,
-    grad_row: tl.tensor,
-    grad_head: tl.tensor,
-    num_heads: tl.tensor,
-    num_tiles: tl.tensor,
-    num_rows: tl.tensor,
-    rows_each: tl.tensor,
-    size: tl.tensor,
-    factor: tl.tensor,
-    seed: tl.tensor,
-    threshold: tl.tensor,
-    kept_scale: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    OWN: tl.constexpr,
-    STEP: tl.constexpr,
-    HAS_INVALID: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
-) -> None:
-    """Compute what one split of the keys gives to the gradient of a tile of rows, one head."""
-    first, end, batch, first_key, num_keys, _ = _segment(segments, num_heads, rows_each)
-    head = tl.program_id(0) % num_heads
-    tile, split = tl.program_id(1) % num_tiles, tl.program_id(1) // num_tiles
-    first += tile * OWN
-    if first >= end:
-        return
-    k = _at(_at(k, batch, k_batch), head, k_head)
-    v = _at(_at(v, batch, v_batch), head, v_head)
-    rows, is_row, queries, grads, sums, deltas = _row_side(
-        _at(q, head, q_head), _at(grad, head, grad_head), _at(lse, head, num_rows),
-        _at(delta, head, num_rows), q_row, grad_row, first, end, HEAD, PADDED, OWN,
-    )  # fmt: skip
-    acc = tl.full([OWN, PADDED], 0.0, tl.float32)
-
-    low = split * size
-    high = tl.minimum(low + size, num_keys.to(tl.int32))
-    whole = low + tl.maximum(high - low, 0) // STEP * STEP
-    for part in tl.static_range(2):
-        if part == 0:
-            start, stop = low, whole
-        else:
-            start, stop = whole, high
-        for at in range(start, stop, STEP):
-            key_slots, sees, keys, values = _keys(
-                k, v, valid, k_token, v_token, first_key, at, high,
-                HEAD, PADDED, STEP, HAS_INVALID, part == 1 or HAS_INVALID,
-            )  # fmt: skip
-            slopes = _slopes(
-                queries, grads, sums, deltas, keys, values, sees[None, :], rows, key_slots,
-                factor, head, seed, threshold, kept_scale, HAS_DROPOUT, part == 1 or HAS_INVALID,
-            )[1]  # fmt: skip
-            acc = tl.dot(slopes.to(keys.dtype), keys, acc, input_precision="ieee")
-
-    slot = (split.to(tl.int64) * num_rows + first) * num_heads + head
-    offsets = tl.arange(0, OWN)
-    _store_rows(partial + slot * HEAD, acc, offsets, num_heads * HEAD, is_row, HEAD, PADDED)
-
-
-@triton.jit(do_not_specialize=_CHANGING)
-def _backward_keys(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    grad: tl.tensor,
-    lse: tl.tensor,
-    delta: tl.tensor,
-    dk: tl.tensor,
-    dv: tl.tensor,
-    segments: tl.tensor,
-    valid: tl.tensor,
-    q_row: tl.tensor,
-    q_head: tl.tensor,
-    k_batch: tl.tensor,
-    k_head: tl.tensor,
-    k_token: tl.tensor,
-    v_batch: tl.tensor,
-    v_head: tl.tensor,
-    v_token: tl.tensor,
-    grad_row: tl.tensor,
-    grad_head: tl.tensor,
-    dk_batch: tl.tensor,
-    dk_head: tl.tensor,
-    dk_token: tl.tensor,
-    dv_batch: tl.tensor,
-    dv_head: tl.tensor,
-    dv_token: tl.tensor,
-    num_heads: tl.tensor,
-    num_rows: tl.tensor,
-    rows_each: tl.tensor,
-    scale: tl.tensor,
-    factor: tl.tensor,
-    seed: tl.tensor,
-    threshold: tl.tensor,
-    kept_scale: tl.tensor,
-    HEAD: tl.constexpr,
-    PADDED: tl.constexpr,
-    OWN: tl.constexpr,
-    STEP: tl.constexpr,
-    HAS_INVALID: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
-) -> None:
-    """Compute the gradients of one tile of keys and values, one head; zeros for padding."""
-    row, end, batch, first_key, num_keys, num_slots = _segment(segments, num_heads, rows_each)
-    head = tl.program_id(0) % num_heads
-    first = tl.program_id(1) * OWN
-    if first >= num_slots:
-        return
-    k = _at(_at(k, batch, k_batch), head, k_head)
-    v = _at(_at(v, batch, v_batch), head, v_head)
-    key_slots, is_key, keys, values = _keys(
-        k, v, valid, k_token, v_token, first_key, first, num_keys,
-        HEAD, PADDED, OWN, HAS_INVALID, True,
-    )  # fmt: skip
-    q, grad = _at(q, head, q_head), _at(grad, head, grad_head)
-    lse, delta = _at(lse, head, num_rows), _at(delta, head, num_rows)
-    acc_k = tl.full([OWN, PADDED], 0.0, tl.float32)
-    acc_v = tl.full([OWN, PADDED], 0.0, tl.float32)
-    for at in range(0, (end - row).to(tl.int32), STEP):
-        rows, is_row, queries, grads, sums, deltas = _row_side(
-            q, grad, lse, delta, q_row, grad_row, row + at, end, HEAD, PADDED, STEP
-        )
-        acc_k, acc_v = _key_step(
-            acc_k, acc_v, keys, values, queries, grads, sums, deltas,
-            is_row[None, :] & is_key[:, None], rows, key_slots,
-            factor, head, seed, threshold, kept_scale, HAS_DROPOUT, True,
-        )  # fmt: skip
-
-    offsets = tl.arange(0, OWN)
-    in_segment = first + offsets < num_slots
-    slot = first_key + first
-    dk = _at(_at(_at(dk, batch, dk_batch), head, dk_head), slot, dk_token)
-    dv = _at(_at(_at(dv, batch, dv_batch), head, dv_head), slot, dv_token)
-    _store_rows(dk, acc_k * scale, offsets, dk_token, in_segment, HEAD, PADDED)
-    _store_rows(dv, acc_v, offsets, dv_token, in_segment, HEAD, PADDED)
 
 
 def fused_rows(
@@ -485,9 +121,9 @@ def _attend(
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     segments = Segments(table, *planned)
-    q, k, v = (_with_unit_stride(x) for x in (q, k, v))
-    results = _results(q, needs_gradient=needs_gradient)
-    with _device_of(q):
+    q, k, v = (with_unit_stride(x) for x in (q, k, v))
+    results = empty_results(q, needs_gradient=needs_gradient)
+    with device_of(q):
         _run_forward(segments, q, k, v, results, valid, rows_each, scale, (dropout_p, seed))
     return results
 
@@ -510,11 +146,11 @@ def _attend_backward(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     segments = Segments(table, *planned)
-    grad, q, k, v = (_with_unit_stride(x) for x in (grad, q, k, v))
-    with _device_of(q):
-        delta = _deltas(grad, out, lse, remainder)
+    grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
+    with device_of(q):
+        delta = deltas(grad, out, lse, remainder)
         dtype = q.dtype
-        if segments.most_keys <= _FEW_KEYS:
+        if segments.most_keys <= FEW_KEYS:
             q, k, v, grad = (x.float() for x in (q, k, v, grad))
         read = (q, k, v, grad, lse, delta)
         grads = _run_backward(segments, *read, valid, rows_each, scale, (dropout_p, seed))
@@ -524,7 +160,7 @@ def _attend_backward(
 
 @fake_of(_attend)
 def _(q: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, needs_gradient=given[-1])
+    return empty_results(q, needs_gradient=given[-1])
 
 
 @fake_of(_attend_backward)
@@ -550,7 +186,7 @@ has_no_gradient(_attend_backward, "attention has no second derivative")
 
 def _gradient_of(x: Tensor) -> Tensor:
     """Return memory for the gradient of keys or values, laid out as they are."""
-    x = _with_unit_stride(x)
+    x = with_unit_stride(x)
     return torch.empty_like(x)
 
 
@@ -565,16 +201,16 @@ def _shared(
 ) -> dict[str, Any]:
     """Return the arguments that all kernels take which compute scores."""
     return {
-        "segments": segments.table,
-        "valid": valid,
-        "q_row": q.stride(0),
-        "q_head": q.stride(1),
+        "Segments": segments.table,
+        "Valid": valid,
+        "stride_qr": q.stride(0),
+        "stride_qh": q.stride(1),
         **_strides(k=k, v=v),
         "num_heads": q.shape[1],
         "num_rows": len(q),
         "rows_each": rows_each,
         "HAS_INVALID": valid is not None,
-        **_sizes(q.shape[2]),
+        **head_sizes(q.shape[2]),
     }
 
 
@@ -582,8 +218,8 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     """Return the strides of batch, heads and tokens, by the names that kernels have for them."""
     strides = {}
     for name, x in tensors.items():
-        for index, axis in enumerate(("batch", "head", "token")):
-            strides[f"{name}_{axis}"] = x.stride(index)
+        for index, axis in enumerate("bhn"):
+            strides[f"stride_{name}{axis}"] = x.stride(index)
     return strides
 
 
@@ -591,11 +227,11 @@ def _split(
     segments: Segments, num_heads: int, rows_each: int, tiles: Tiles
 ) -> tuple[tuple[int, int], int, dict[str, int]]:
     """Return the grid of a kernel that splits the keys, the splits, and what it has to know."""
-    num_tiles = triton.cdiv(segments.most_rows * rows_each, tiles.own)
-    size = segments.keys_per_program(num_heads, num_tiles, tiles.step)
+    num_tiles = triton.cdiv(segments.most_rows * rows_each, tiles.block_q)
+    size = segments.keys_per_program(num_heads, num_tiles, tiles.block_k)
     num_splits = max(1, triton.cdiv(segments.most_keys, size))
     grid = len(segments.table) * num_heads, num_tiles * num_splits
-    return grid, num_splits, {"num_tiles": num_tiles, "size": size}
+    return grid, num_splits, {"num_tiles": num_tiles, "split_size": size}
 
 
 def _run_forward(
@@ -621,26 +257,14 @@ def _run_forward(
     shared = _shared(q, k, v, valid, segments, rows_each)
     drawn = softmax_arguments(scale, dropout)
     kept_scale = drawn.pop("kept_scale")  # once, where the splits are joined
-    _forward[grid](
+    forward_kernel[grid](
         q, k, v, partial, tops, totals,
-        **shared, **drawn, **cut, **_cut(tiles),
+        **shared, **drawn, **cut, **tiles.blocks, **tiles.options,
     )  # fmt: skip
-    _join[(num_rows * num_heads,)](
-        partial, tops, totals, out, lse, _or_none(remainder), num_splits, num_heads, num_rows,
-        kept_scale, **_sizes(head_dim), JOINED=_JOINED, **_FUSED,
+    join_kernel[(num_rows * num_heads,)](
+        partial, tops, totals, out, lse, or_none(remainder), num_splits, num_heads, num_rows,
+        kept_scale, **head_sizes(head_dim), JOINED=_JOINED, **FUSED_MULTIPLY_ADD,
     )  # fmt: skip
-
-
-def _deltas(grad: Tensor, out: Tensor, lse: Tensor, remainder: Tensor) -> Tensor:
-    """Return the sum of each row of output times gradient, [H, R] float32."""
-    num_rows, num_heads, head_dim = out.shape
-    delta = torch.empty_like(lse)
-    if num_rows:
-        _delta[(triton.cdiv(num_rows, _READ), num_heads)](
-            out, _or_none(remainder), grad, delta, num_heads * head_dim, *grad.stride()[:2],
-            num_rows, **_sizes(head_dim), OWN=_READ, **_FUSED,
-        )  # fmt: skip
-    return delta
 
 
 def _run_backward(
@@ -664,20 +288,23 @@ def _run_backward(
     arguments = {
         **_shared(q, k, v, valid, segments, rows_each),
         **softmax_arguments(scale, dropout),
-        "grad_row": grad.stride(0),
-        "grad_head": grad.stride(1),
+        "stride_dor": grad.stride(0),
+        "stride_doh": grad.stride(1),
     }
     most_rows = segments.most_rows * rows_each
     tiles = _tiles("queries", q, most_rows)
     grid, num_splits, cut = _split(segments, num_heads, rows_each, tiles)
     partial = q.new_empty(num_splits, *q.shape, dtype=torch.float32)
-    _backward_queries[grid](*read, partial, **arguments, **cut, **_cut(tiles))
+    backward_queries_kernel[grid](
+        *read, partial, **arguments, **cut, **tiles.blocks, **tiles.options
+    )
     tiles = _tiles("keys", q, most_rows)
-    grid = len(segments.table) * num_heads, triton.cdiv(segments.most_slots, tiles.own)
+    grid = len(segments.table) * num_heads, triton.cdiv(segments.most_slots, tiles.block_k)
     if segments.most_slots:
-        _backward_keys[grid](
-            *read, dk, dv, scale=scale, **_strides(dk=dk, dv=dv), **arguments, **_cut(tiles)
-        )
+        backward_keys_kernel[grid](
+            *read, dk, dv, scale=scale, **_strides(dk=dk, dv=dv), **arguments,
+            **tiles.blocks, **tiles.options,
+        )  # fmt: skip
     return (partial.sum(0) * scale).to(q.dtype), dk, dv
 
 

@@ -170,7 +170,7 @@ class Call:
         return list(accumulate(self.layout.is_valid.tolist(), initial=0))
 
     def global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
-        """Return what `_backward_globals` and `_sum_parts` do, and how many rows lie between."""
+        """Return what is done for global keys, for their sums, and how many rows lie between."""
         return self.layout.plan(("fused globals", chunk), lambda: self._global_work(chunk))
 
     def _global_work(self, chunk: int) -> tuple[Tensor, Tensor, int]:
@@ -221,7 +221,7 @@ def softmax_arguments(scale: float, dropout: tuple[float, int]) -> dict[str, Any
     """
     p, seed = dropout
     return {
-        "factor": scale * _LOG2_E,
+        "scale_log2": scale * _LOG2_E,
         "seed": seed,
         "threshold": min(int(p * 2**32), 2**32 - 1),
         # At a chance of 1 nothing is left to be scaled.

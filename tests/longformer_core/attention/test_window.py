@@ -11,12 +11,17 @@ from torch import Tensor
 from longformer_core.attention import dispatch, window_attention, window_attention_with_lse
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
+from tests.helpers import run_example
 
 ON_CPU = ("auto", "blocked", "reference")
 
 
 def draw(num_tokens: int, head_dim: int = 4) -> Tensor:
     return torch.randn(3, num_tokens, 2, head_dim, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_example_runs() -> None:
+    run_example(window_attention)
 
 
 def test_scale_defaults_to_the_root_of_the_head_dimension() -> None:

@@ -6,8 +6,8 @@
 // what is computed follows the band within 16 keys.
 //
 // float32 and bfloat16, computed in float32; AVX-512. A document's result does not depend on the
-// documents beside it or on the number of threads. Called by attention/blocked_cpu.py, which checks
-// everything.
+// documents beside it or on the number of threads. Called by attention/blocked/native.py, which
+// checks everything.
 // Source: online softmax, arXiv:1805.02867; FlashAttention, arXiv:2205.14135.
 
 #include <algorithm>

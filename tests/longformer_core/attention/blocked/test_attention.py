@@ -40,10 +40,6 @@ def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patching:
         patching.setattr(plan, "_BLOCK", {"cpu": 8})
         patching.setattr(plan, "_WHOLE", 12)
-        patching.setattr(plan, "_JOINED_RADIUS", 8)
-        patching.setattr(plan, "_JOINED_BLOCK", 4)
-        # Three blocks at once, at a radius of 4 and without global tokens.
-        patching.setattr(plan, "_JOINED_BYTES", 3 * 4 * 4 * 12)
         yield
 
 
@@ -201,9 +197,6 @@ def test_published_block_sizes() -> None:
     with pytest.MonkeyPatch.context() as patching:
         patching.setattr(plan, "_BLOCK", {"cpu": 128})
         patching.setattr(plan, "_WHOLE", 256)
-        patching.setattr(plan, "_JOINED_RADIUS", 128)
-        patching.setattr(plan, "_JOINED_BLOCK", 32)
-        patching.setattr(plan, "_JOINED_BYTES", 2**23)
         layout = Layout.from_lengths([700, 256, 257], [[0, 350], [255], []])
         check(layout, 100, torch.float32)
         check(layout, 60, torch.float32, causal=True, dilation=[1, 2])

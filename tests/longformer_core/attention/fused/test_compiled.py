@@ -1,7 +1,7 @@
 """The Triton kernels compile for Ampere and Hopper, on any machine, and keep to the registers.
 
 Compiling goes on in a process of its own: in this one the kernels may be interpreted (see
-test_fused.py). As a script, `python test_fused_compiled.py` prints a line for each variant, and
+test_window.py). As a script, `python test_compiled.py` prints a line for each variant, and
 with arguments only for the variants whose names hold one of them.
 """
 
@@ -22,7 +22,6 @@ import pytest
 
 # What a block may have on compute capability 8.6, the smallest of the Ampere GPUs' limits.
 SHARED_BYTES = 99 * 1024
-ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -130,92 +129,94 @@ def _cut(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return a kernel, the constants it is compiled for, and the compiler's options."""
     import torch
 
-    from longformer_core.attention.fused import window as fused
+    from longformer_core.attention.fused import common, window, window_backward, window_forward
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     q = torch.empty(0, 1, variant.head, dtype=dtypes[variant.dtype])
-    sizes = fused._sizes(variant.head)
-    flags = {
+    constants: dict[str, Any] = common.head_sizes(variant.head)
+    # Of 16 bits the output's remainder is kept for the gradients.
+    remainder = {"Remainder": None} if variant.dtype == "fp32" else {}
+    if variant.kernel == "delta":
+        constants |= {**remainder, "BLOCK_Q": common._READ}
+        return common._delta_kernel, constants, common.FUSED_MULTIPLY_ADD
+    if variant.kernel == "sum":
+        constants = {"SIZE": 12 * variant.head, "BLOCK": window._SUM_BLOCK}
+        return window_backward.sum_parts_kernel, constants, common.FUSED_MULTIPLY_ADD
+    tiles = window._tiles(variant.kernel, q, has_dropout="dropout" in variant.extras)
+    has_globals = "globals" in variant.extras
+    constants |= {
+        **tiles.blocks,
         "DILATION": 2 if "dilated" in variant.extras else 1,
         "CAUSAL": "causal" in variant.extras,
         "HAS_INVALID": "invalid" in variant.extras,
         "HAS_DROPOUT": "dropout" in variant.extras,
     }
     if "invalid" not in variant.extras:
-        flags["valid"] = None
-    # Of 16 bits the output's remainder is kept for the gradients.
-    remainder = {"remainder": None} if variant.dtype == "fp32" else {}
-    if variant.kernel == "delta":
-        return fused._delta, {**sizes, **remainder, "OWN": fused._READ}, fused._FUSED
-    if variant.kernel == "sum":
-        return (
-            fused._sum_parts,
-            {"SIZE": 12 * variant.head, "BLOCK": fused._SUM_BLOCK},
-            fused._FUSED,
-        )
-    tiles = fused._tiles(variant.kernel, q, has_dropout="dropout" in variant.extras)
-    has_globals = "globals" in variant.extras
+        constants["Valid"] = None
     if variant.kernel == "keys":
-        flags["HAS_GLOBALS"] = has_globals
+        constants["HAS_GLOBALS"] = has_globals
         if not has_globals:
-            flags |= {"global_dk": None, "global_dv": None}
-    elif variant.kernel != "globals":
-        flags |= {**remainder, "BLOCK": fused._BLOCK} if variant.kernel == "forward" else {}
-        flags["GLOBALS"] = tiles.step if has_globals else 0
-    cut = fused._cut(tiles, **({"GLOBALS": tiles.own} if variant.kernel == "globals" else {}))
-    options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *fused._FUSED)}
+            constants |= {"Global_dK": None, "Global_dV": None}
+    elif variant.kernel == "globals":
+        constants["BLOCK_G"] = constants.pop("BLOCK_K")
+    else:
+        constants["BLOCK_G"] = tiles.block_k if has_globals else 0
+    if variant.kernel == "forward":
+        constants |= {**remainder, "GROUP": window._GROUP}
     kernels = {
-        "forward": fused._forward,
-        "queries": fused._backward_queries,
-        "keys": fused._backward_keys,
-        "globals": fused._backward_globals,
+        "forward": window_forward.forward_kernel,
+        "queries": window_backward.backward_queries_kernel,
+        "keys": window_backward.backward_keys_kernel,
+        "globals": window_backward.backward_globals_kernel,
     }
-    return kernels[variant.kernel], {**sizes, **flags, **cut}, options
+    return kernels[variant.kernel], constants, tiles.options
 
 
 def _cut_rows(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return what `_cut` does, of the kernels for few rows."""
     import torch
 
-    from longformer_core.attention.fused import few_queries as rows
+    from longformer_core.attention.fused import common, few_queries
+    from longformer_core.attention.fused import few_queries_kernels as kernels
 
     name = variant.kernel.removeprefix("rows-")
-    sizes = rows._sizes(variant.head)
+    constants: dict[str, Any] = common.head_sizes(variant.head)
     if name == "join":
-        remainder = {"remainder": None} if variant.dtype == "fp32" else {}
-        return rows._join, {**sizes, **remainder, "JOINED": rows._JOINED}, rows._FUSED
+        if variant.dtype == "fp32":
+            constants["Remainder"] = None
+        constants["JOINED"] = few_queries._JOINED
+        return kernels.join_kernel, constants, common.FUSED_MULTIPLY_ADD
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     q = torch.empty(0, 1, variant.head, dtype=dtypes[variant.dtype])
-    cut: dict[str, Any] = rows._cut(rows._tiles(name, q, 64 if "many" in variant.extras else 16))
-    options = {name: cut.pop(name) for name in ("num_warps", "num_stages", *rows._FUSED)}
-    flags = {
+    tiles = few_queries._tiles(name, q, 64 if "many" in variant.extras else 16)
+    constants |= {
+        **tiles.blocks,
         "HAS_INVALID": "invalid" in variant.extras,
         "HAS_DROPOUT": "dropout" in variant.extras,
     }
     if "invalid" not in variant.extras:
-        cut["valid"] = None
-    kernels = {
-        "forward": rows._forward,
-        "queries": rows._backward_queries,
-        "keys": rows._backward_keys,
+        constants["Valid"] = None
+    named = {
+        "forward": kernels.forward_kernel,
+        "queries": kernels.backward_queries_kernel,
+        "keys": kernels.backward_keys_kernel,
     }
-    return kernels[name], {**sizes, **flags, **cut}, options
+    return named[name], constants, tiles.options
 
 
 def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    if name in ("q", "k", "v", "grad", "out", "remainder", "dq", "dk", "dv"):
+    if name in ("Q", "K", "V", "Out", "Remainder", "dO", "dQ", "dK", "dV"):
         return f"*{variant.dtype}"
-    if name in ("items", "heads", "globals_", "ranks", "table"):
+    if name in ("Items", "Heads", "Globals", "Ranks", "Table"):
         return "*i32"
-    if name in ("valid", "segments"):
-        return {"valid": "*u8", "segments": "*i64"}[name]
-    if name in ("factor", "scale", "kept_scale"):
+    if name in ("Valid", "Segments"):
+        return {"Valid": "*u8", "Segments": "*i64"}[name]
+    if name in ("scale_log2", "scale", "kept_scale"):
         return "fp32"
-    numbers = ("radius", "size", "threshold", "rows_each")
-    strides = ("_stride", "_batch", "_head", "_token", "_row")
-    if name in numbers or name.startswith("num_") or name.endswith(strides):
+    numbers = ("radius", "split_size", "threshold", "rows_each")
+    if name in numbers or name.startswith(("num_", "stride_")):
         return "i32"
     return {"seed": "i64"}.get(name, "*fp32")
 

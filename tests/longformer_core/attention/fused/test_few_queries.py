@@ -1,7 +1,7 @@
 """The Triton kernels for few rows against a dense softmax in float64.
 
 On a CUDA device they run as they are, elsewhere Triton's interpreter runs them in a process of
-their own (see test_fused.py). Tiles and splits are made small, so that short documents have
+their own (see test_window.py). Tiles and splits are made small, so that short documents have
 several.
 """
 
@@ -41,13 +41,13 @@ FORMS: tuple[Literal["auto", "projected", "absorbed"], ...] = ("auto", "projecte
 
 @contextmanager
 def small_tiles() -> Iterator[None]:
-    from longformer_core.attention.fused import few_queries as fused_rows
+    from longformer_core.attention.fused import common, few_queries
 
-    small = fused_rows.Tiles(TILE, TILE, 4, 1)
+    small = common.Tiles(TILE, TILE, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_rows, "_TILES", dict.fromkeys(fused_rows._TILES, small))
-        patch.setattr(fused_rows, "_READ", TILE)
-        patch.setattr(fused_rows, "_JOINED", 2)
+        patch.setattr(few_queries, "_TILES", dict.fromkeys(few_queries._TILES, small))
+        patch.setattr(common, "_READ", TILE)
+        patch.setattr(few_queries, "_JOINED", 2)
         patch.setattr(segments, "_LEAST_KEYS", TILE)
         yield
 
@@ -324,7 +324,7 @@ class TestKernels:
                 assert torch.equal(result, torch.zeros_like(like))
 
     def test_the_operator_keeps_its_promises_to_torch(self) -> None:
-        from longformer_core.attention.fused import few_queries as fused_rows
+        from longformer_core.attention.fused import few_queries
 
         batch = Batch((2,), (5,))
         q, k, v = batch.draw()
@@ -332,7 +332,7 @@ class TestKernels:
         whole = Segments.packed((2,), (5,), q.device)
         with small_tiles():
             torch.library.opcheck(
-                fused_rows._attend,
+                few_queries._attend,
                 (
                     *(x.requires_grad_() for x in (q, k, v)),
                     *(whole.table, None, whole.planned, 1, 0.25, 0.0, 0, True),

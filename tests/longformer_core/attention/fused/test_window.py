@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longformer_core.attention import window_attention
 from longformer_core.attention.band import Band
-from longformer_core.attention.fused import plan as fused_work
+from longformer_core.attention.fused import plan
 from longformer_core.attention.reference import _dropped, visible_keys
 from longformer_core.attention.window import window_attention_with_lse
 from longformer_core.layout import Layout
@@ -53,15 +53,16 @@ GLOBALS: dict[str, list[int]] = {
 @contextmanager
 def small_tiles(num_programs: int = 2) -> Iterator[None]:
     """Cut everything so small that few tokens are several of it; few programs have to walk."""
+    from longformer_core.attention.fused import common
     from longformer_core.attention.fused import window as fused
 
-    small = fused.Tiles(TILE, TILE, 4, 1)
+    small = common.Tiles(TILE, TILE, 4, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_TILES", dict.fromkeys(fused._TILES, small))
-        patch.setattr(fused, "_BLOCK", 2)
+        patch.setattr(fused, "_GROUP", 2)
         patch.setattr(fused, "_num_multiprocessors", lambda _: num_programs)
-        patch.setattr(fused_work, "_PART", TILE)
-        patch.setattr(fused, "_READ", TILE)
+        patch.setattr(plan, "_PART", TILE)
+        patch.setattr(common, "_READ", TILE)
         patch.setattr(fused, "_SUM_BLOCK", TILE)
         yield
 
