@@ -84,7 +84,7 @@ def undisturbed(corpus: Path, led_directory: Path) -> dict[str, str]:
     table = pads.dataset(str(corpus)).to_table()
     task = make_task(str(led_directory))
     ids = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids.to_pylist()
-    worker = task.load_worker("cpu", num_threads=2, memory_share=0.5)
+    worker = task.load_worker("cpu", num_threads=torch.get_num_threads(), memory_share=0.5)
     names = table["id"].to_pylist()
     outputs = worker(list(zip(names, ids, strict=True)), lambda: None)
     rows = {names[index]: output.columns["summary"] for index, output in outputs}
