@@ -82,7 +82,7 @@ def estimate_cost(
         f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and the peak of what lives
         beside the weights is 0.8 to 1.4 times these bytes (CPU, float32). Training of LED's
         decoder, and gradient checkpointing, are not measured. Encoding in bfloat16 on CPUs without
-        AMX takes the bytes of float32 where our kernels do not run (see `linear.held_dtype`).
+        AMX takes the bytes of float32 where our kernels do not run (see `ops.linear.widest_dtype`).
     Units: num_globals per document.
     Raises: ConfigError for numbers below 0, for more beams or outputs than make sense, and for
         outputs of a model that writes none.

@@ -2,7 +2,7 @@
 
 Both forms of `rows.py`: keys and values of every layer, or the encoder's states alone, which all
 layers share and whose weights are multiplied into queries and results. The first one is read by the
-kernels of `few_queries.py` on GPUs and of `few_rows.py` on CPUs, where they run.
+kernels of `few_queries.py` on GPUs and of `ops/cpu/decode.py` on CPUs, where they run.
 Shape letters: T packed tokens, n tokens of the longest document of a group, B documents of it, b
 rows (beams, or tokens of a target) per document, R rows of all documents, H heads, D head
 dimension, d = H * D.
@@ -28,8 +28,7 @@ from longformer_core.attention.global_attention import (
 )
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
-from longformer_core.ops.cpu import decode as few_rows
-from longformer_core.ops.linear import linear
+from longformer_core.ops.cpu import decode
 
 # Documents share a padded tensor while the shorter ones waste no more than this.
 _SLACK_TOKENS = 32
@@ -199,8 +198,8 @@ class _Projected:
         keys, values = self.layers[layer]
         if isinstance(ends.mask, Segments):
             return _by_kernel(q, keys, values, ends.mask, dropout_p)
-        if not dropout_p and few_rows.can_attend(q, keys, values):
-            return few_rows.attend(q, keys, values, ends.lengths)
+        if not dropout_p and decode.can_attend(q, keys, values):
+            return decode.attend(q, keys, values, ends.lengths)
         out = scaled_dot_product_attention(
             q.transpose(1, 2), keys, values, attn_mask=ends.mask, dropout_p=dropout_p
         )
@@ -295,7 +294,7 @@ def _projected(parts: list[Tensor], projections: Projections, num_heads: int) ->
     states = torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def heads(module: nn.Module) -> Tensor:
-        rows = torch.unflatten(linear(module, states), -1, (num_heads, -1))
+        rows = torch.unflatten(module(states), -1, (num_heads, -1))
         return _padded(torch.split(rows, sizes))
 
     return _Projected([(heads(key), heads(value)) for key, value in projections])

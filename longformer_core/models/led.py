@@ -42,7 +42,7 @@ from longformer_core.models.outputs import (
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.past_key_values import DecoderPast
 from longformer_core.models.pretrained import PretrainedModel
-from longformer_core.ops.linear import linear_as_stored
+from longformer_core.ops.linear import Linear
 
 EncoderOutputs = LEDEncoderBaseModelOutput | tuple[Any, ...]
 
@@ -337,7 +337,7 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.led = LEDModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False, by_gemm=False)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.tie_weights()
         self.init_weights()
@@ -510,5 +510,5 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
 
     def _logits(self, states: Tensor) -> Tensor:
         """Return [..., V] of the decoder's states [..., d]."""
-        logits: Tensor = linear_as_stored(self.lm_head, states) + self.final_logits_bias
+        logits: Tensor = self.lm_head(states) + self.final_logits_bias
         return logits

@@ -20,7 +20,7 @@ from longformer_core.models.outputs import LongformerCausalLMOutput
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.pretrained import PretrainedModel
 from longformer_core.ops.dropout import Dropout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.linear import Linear
 
 # The slowest pair of numbers turns once in about 2 pi times as many tokens.
 _SLOWEST = 10_000.0
@@ -38,12 +38,12 @@ class LongformerCausalAttention(nn.Module):
         self.radius = radius
         self.dilations = dilations
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(d, 3 * d)
-        self.output = nn.Linear(d, d)
+        self.qkv = Linear(d, 3 * d)
+        self.output = Linear(d, d)
 
     def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
         """Return [T, d]; `turns` are those of `rotations`."""
-        qkv = torch.unflatten(linear(self.qkv, states), -1, (3, len(self.dilations), -1))
+        qkv = torch.unflatten(self.qkv(states), -1, (3, len(self.dilations), -1))
         q, k, v = qkv.unbind(1)
         out = window_attention(
             _turned(q, turns),
@@ -55,7 +55,8 @@ class LongformerCausalAttention(nn.Module):
             dilation=self.dilations,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return linear(self.output, out.flatten(1))
+        projected: Tensor = self.output(out.flatten(1))
+        return projected
 
 
 class LongformerCausalLayer(nn.Module):
@@ -70,17 +71,17 @@ class LongformerCausalLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.attention = LongformerCausalAttention(config, radius, dilations)
         self.intermediate_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(d, config.intermediate_size)
+        self.intermediate = Linear(d, config.intermediate_size)
         self.activation = activation(config.hidden_act)
-        self.output = nn.Linear(config.intermediate_size, d)
+        self.output = Linear(config.intermediate_size, d)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
         """Return the next states [T, d]."""
         attended = self.attention(self.attention_norm(states), layout, turns)
         states = states + self.dropout(attended)
-        inner = self.activation(linear(self.intermediate, self.intermediate_norm(states)))
-        out: Tensor = states + self.dropout(linear(self.output, inner))
+        inner = self.activation(self.intermediate(self.intermediate_norm(states)))
+        out: Tensor = states + self.dropout(self.output(inner))
         return out
 
 

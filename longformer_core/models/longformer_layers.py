@@ -15,7 +15,7 @@ from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 from longformer_core.ops.chunking import in_chunks
 from longformer_core.ops.dropout import Dropout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.linear import Linear
 
 
 class LongformerEmbeddings(nn.Module):
@@ -64,13 +64,13 @@ class LongformerSelfOutput(nn.Module):
     def __init__(self, config: LongformerConfig, width: int) -> None:
         """Make the projection from `width` to the hidden size."""
         super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
+        self.dense = Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """Return [T, d]."""
-        out: Tensor = self.LayerNorm(self.dropout(linear(self.dense, states)) + residual)
+        out: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
         return out
 
 
@@ -89,7 +89,7 @@ class LongformerLayer(nn.Module):
                 "output": LongformerSelfOutput(config, d),
             }
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, config.intermediate_size)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(d, config.intermediate_size)})
         self.activation = activation(config.hidden_act)
         self.output = LongformerSelfOutput(config, config.intermediate_size)
 
@@ -99,7 +99,7 @@ class LongformerLayer(nn.Module):
 
     def _after_attention(self, attended: Tensor, states: Tensor) -> Tensor:
         states = self.attention["output"](attended, states)
-        inner = self.activation(linear(self.intermediate["dense"], states))
+        inner = self.activation(self.intermediate["dense"](states))
         out: Tensor = self.output(inner, states)
         return out
 
