@@ -28,6 +28,7 @@ from longformer_core.attention.global_attention import (
 )
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
+from longformer_core.ops.compaction import compacted
 from longformer_core.ops.cpu import decode
 
 # Documents share a padded tensor while the shorter ones waste no more than this.
@@ -260,12 +261,9 @@ class _Group:
 
     def select(self, new_place: dict[int, int], like: Tensor) -> "_Group":
         """Return the group with only the documents that have a new place."""
-        slots = [slot for slot, doc in enumerate(self.documents) if doc in new_place]
-        # The last ones move into the places of those that leave; nothing else is copied.
+        leaving = [slot for slot, doc in enumerate(self.documents) if doc not in new_place]
+        slots = compacted(len(self.documents), leaving)
         count = len(slots)
-        late = (slot for slot in slots if slot >= count)
-        staying = set(slots)
-        slots = [slot if slot in staying else next(late) for slot in range(count)]
         documents = [new_place[self.documents[slot]] for slot in slots]
         if count == len(self.documents):
             return replace(self, documents=documents)

@@ -3,7 +3,6 @@
 By device, dtype and head size, never by what is in the tensors; said once in the log.
 """
 
-import functools
 import logging
 import os
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
-from longformer_core.errors import ConfigError
+from longformer_core.errors import ConfigError, log_once
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +47,9 @@ def _choose(implementation: str, device: torch.device, dtype: torch.dtype, head_
         return "fused"
     if reason:
         level = logging.WARNING if device.type == "cuda" else logging.INFO
-        _say(level, f"attention is blocked, without Triton: {reason}")
+        log_once(logger, level, f"attention is blocked, without Triton: {reason}")
         return "blocked"
-    _say(logging.INFO, f"attention is fused, by Triton kernels, on {device.type}")
+    log_once(logger, logging.INFO, f"attention is fused, by Triton kernels, on {device.type}")
     return "fused"
 
 
@@ -76,9 +75,3 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
 
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
-
-
-@functools.cache
-def _say(level: int, message: str) -> None:
-    """Log a message, once in the life of the process."""
-    logger.log(level, message)

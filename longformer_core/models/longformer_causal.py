@@ -19,7 +19,7 @@ from longformer_core.models.losses import next_token_labels, refuse_masked, toke
 from longformer_core.models.outputs import LongformerCausalLMOutput
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.pretrained import PretrainedModel
-from longformer_core.ops.dropout import Dropout
+from longformer_core.ops.dropout import dropout
 from longformer_core.ops.linear import Linear
 
 # The slowest pair of numbers turns once in about 2 pi times as many tokens.
@@ -74,14 +74,14 @@ class LongformerCausalLayer(nn.Module):
         self.intermediate = Linear(d, config.intermediate_size)
         self.activation = activation(config.hidden_act)
         self.output = Linear(config.intermediate_size, d)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
         """Return the next states [T, d]."""
         attended = self.attention(self.attention_norm(states), layout, turns)
-        states = states + self.dropout(attended)
+        states = states + dropout(attended, self.dropout, self.training)
         inner = self.activation(self.intermediate(self.intermediate_norm(states)))
-        out: Tensor = states + self.dropout(self.output(inner))
+        out: Tensor = states + dropout(self.output(inner), self.dropout, self.training)
         return out
 
 
@@ -114,7 +114,7 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
         self.decoder = LongformerCausalDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -136,7 +136,7 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
         """
         check_ids("input_ids", input_ids, self.config.vocab_size)
         batch = padded_batch([input_ids], attention_mask, None)
-        states = self.dropout(self.word_embeddings(batch.pack(input_ids)))
+        states = dropout(self.word_embeddings(batch.pack(input_ids)), self.dropout, self.training)
         every: list[Tensor] | None = [] if output_hidden_states else None
         last = batch.unpack(self.decoder(states, batch.layout, every))
         if labels is not None:

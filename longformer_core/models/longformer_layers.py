@@ -14,7 +14,7 @@ from longformer_core.layout import Layout
 from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 from longformer_core.ops.chunking import in_chunks
-from longformer_core.ops.dropout import Dropout
+from longformer_core.ops.dropout import dropout
 from longformer_core.ops.linear import Linear
 
 
@@ -30,12 +30,12 @@ class LongformerEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, words: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """Return [T, d] of word embeddings [T, d], positions [T] and token types [T]."""
         states = words + self.position_embeddings(positions) + self.token_type_embeddings(types)
-        out: Tensor = self.dropout(self.LayerNorm(states))
+        out: Tensor = dropout(self.LayerNorm(states), self.dropout, self.training)
         return out
 
     def count_positions(self, input_ids: Tensor | None, slots: Tensor) -> Tensor:
@@ -66,11 +66,13 @@ class LongformerSelfOutput(nn.Module):
         super().__init__()
         self.dense = Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """Return [T, d]."""
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        out: Tensor = self.LayerNorm(
+            dropout(self.dense(states), self.dropout, self.training) + residual
+        )
         return out
 
 

@@ -6,8 +6,8 @@ Shape letters: T packed tokens, G global ones, H heads, D head dimension, d = H 
 import torch
 from torch import Tensor, nn
 
+from longformer_core.attention.dense import banded_probabilities, global_probabilities
 from longformer_core.attention.global_attention import global_attention
-from longformer_core.attention.probabilities import banded_probabilities, global_probabilities
 from longformer_core.attention.window import window_attention
 from longformer_core.layout import Layout
 from longformer_core.ops.linear import Linear

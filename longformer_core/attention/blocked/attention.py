@@ -55,7 +55,7 @@ def blocked_attention(
     """
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    # One operator, not many: torch.compile and torch.export see a single node of known shape.
+    # One operator, not many: torch.compile sees a single node of known shape.
     out, lse = _attend(q, k, v, *given, needs_gradient, needs_lse)
     return out, lse.detach()
 
