@@ -1,8 +1,8 @@
 """What a decoder's cross-attention reads: each document once, whatever its beams.
 
-Both forms of `rows.py`: keys and values of every layer, or the encoder's states alone, which all
-layers share and whose weights are multiplied into queries and results. The first one is read by the
-kernels of `few_queries.py` on GPUs and of `ops/cpu/decode.py` on CPUs, where they run.
+Both forms of `global_attention.py`: keys and values of every layer, or the encoder's states alone,
+which all layers share and whose weights are multiplied into queries and results. The first one is
+read by the kernels of `few_queries.py` on GPUs and of `ops/cpu/decode.py` on CPUs, where they run.
 Shape letters: T packed tokens, n tokens of the longest document of a group, B documents of it, b
 rows (beams, or tokens of a target) per document, R rows of all documents, H heads, D head
 dimension, d = H * D.
@@ -38,7 +38,7 @@ _SLACK_SHARE = 8
 Projections = Sequence[tuple[nn.Module, nn.Module]]
 
 
-class Source:
+class CrossAttentionCache:
     """The documents that a decoder's rows attend to, by the (key, value) modules of each layer.
 
     Documents of similar length share one padded tensor, so that many short ones cost one call;
@@ -141,7 +141,7 @@ class Source:
             out = out.index_select(0, self._inverse)
         return out.flatten(2).flatten(0, 1)
 
-    def select(self, documents: Sequence[int]) -> "Source":
+    def select(self, documents: Sequence[int]) -> "CrossAttentionCache":
         """Keep these documents, in this order; return self.
 
         The others' memory is free as soon as they were most of their group.
@@ -151,7 +151,7 @@ class Source:
         self._arrange([group for group in kept if group.documents])
         return self
 
-    def extend(self, other: "Source") -> None:
+    def extend(self, other: "CrossAttentionCache") -> None:
         """Append the documents of another source, which is not used any more."""
         first = self.num_documents
         moved = [

@@ -1,4 +1,6 @@
-"""Few query rows against many keys: the encoder's global tokens; `source.py` has the decoder's.
+"""Few query rows against many keys: the encoder's global tokens.
+
+The decoder's rows are those of `cross_attention.py`.
 
 Keys and values come in two forms, equal up to rounding. The projected one computes them of all n
 tokens. The absorbed one multiplies `key`'s weight into the few queries and `value`'s weight into

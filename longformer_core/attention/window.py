@@ -36,7 +36,7 @@ def window_attention(
     Query i sees key j of the same document iff both are valid and j is in i's window or global; a
     global key inside the window counts once. With a `dilation` the window's tokens lie that far
     apart; with `causal` no key lies behind its query, global or not. Rows of global tokens are
-    computed like any other; the caller replaces them (see `rows.global_attention`). With
+    computed like any other; the caller replaces them (see `global_attention`). With
     `dropout_p` each probability is dropped with that chance and the others are scaled to make up;
     the seed comes from torch's global generator.
     "auto" takes `fused` on CUDA devices that have a kernel for the case and `blocked` otherwise.

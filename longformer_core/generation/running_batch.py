@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.errors import NonFiniteError
@@ -39,7 +39,7 @@ class Model(StepModel, Protocol):
 
     def source(
         self, states: Tensor, layout: Layout, *, num_rows: Sequence[int], form: Form
-    ) -> Source: ...
+    ) -> CrossAttentionCache: ...
 
     def new_cache(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.config.base import read_json
@@ -302,7 +302,7 @@ class LEDModel(LEDPreTrainedModel):
 
     def _source_of(
         self, states: Tensor, attention_mask: Tensor | None, num_rows: int | None
-    ) -> Source:
+    ) -> CrossAttentionCache:
         """Pack what the decoder may attend to of padded states [B, S, d]."""
         batch_size, num_slots = states.shape[:2]
         lengths = [num_slots] * batch_size
@@ -439,12 +439,12 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         *,
         num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
-    ) -> Source:
+    ) -> CrossAttentionCache:
         """Prepare what decoding needs of the encoded documents, each once whatever its beams.
 
         num_rows: how many rows will read a document in all, beams times steps; for few of them the
             encoder's states serve as they are. One number for all or one for each, None for many.
-        form: "projected" or "absorbed" instead of the cheaper one; see `Source`.
+        form: "projected" or "absorbed" instead of the cheaper one; see `CrossAttentionCache`.
         """
         return self.led.decoder.source(states, layout, num_rows=num_rows, form=form)
 
@@ -483,7 +483,7 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         token_ids: Tensor,
         positions: Tensor,
         cache: DecoderCache,
-        source: Source,
+        source: CrossAttentionCache,
     ) -> Tensor:
         """Add one token to each row and return the logits [R, V] of its next one, in float32.
 

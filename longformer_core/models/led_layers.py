@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.layout import Layout
@@ -185,7 +185,7 @@ class LEDDecoderLayer(LEDFeedForward):
         self,
         states: Tensor,
         attention: SelfAttention,
-        source: Source,
+        source: CrossAttentionCache,
         rows: int,
         maps: DecoderMaps | None = None,
     ) -> Tensor:
@@ -224,7 +224,7 @@ class LEDDecoder(LayerStack):
         words: Tensor,
         positions: Tensor,
         attention: SelfAttention,
-        source: Source,
+        source: CrossAttentionCache,
         rows: int,
         every: list[Tensor] | None = None,
         maps: DecoderMaps | None = None,
@@ -244,13 +244,16 @@ class LEDDecoder(LayerStack):
         *,
         num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
-    ) -> Source:
+    ) -> CrossAttentionCache:
         """Prepare what cross-attention needs of encoder states [T, d], each document once.
 
-        `num_rows` and `form` choose between keys and values and the states alone; see `Source`.
+        `num_rows` and `form` choose between keys and values and the states alone; see
+        `CrossAttentionCache`.
         """
         pairs = []
         for layer in self.layers:
             assert isinstance(layer, LEDDecoderLayer)
             pairs.append((layer.encoder_attn.k_proj, layer.encoder_attn.v_proj))
-        return Source(states, layout, pairs, self.num_heads, num_rows=num_rows, form=form)
+        return CrossAttentionCache(
+            states, layout, pairs, self.num_heads, num_rows=num_rows, form=form
+        )

@@ -41,13 +41,13 @@ class LongformerCausalAttention(nn.Module):
         self.qkv = Linear(d, 3 * d)
         self.output = Linear(d, d)
 
-    def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
-        """Return [T, d]; `turns` are those of `rotations`."""
+    def forward(self, states: Tensor, layout: Layout, rotation: Tensor) -> Tensor:
+        """Return [T, d]; `rotation` is that of `cos_sin`."""
         qkv = torch.unflatten(self.qkv(states), -1, (3, len(self.dilations), -1))
         q, k, v = qkv.unbind(1)
         out = window_attention(
-            _turned(q, turns),
-            _turned(k, turns),
+            rotate(q, rotation),
+            rotate(k, rotation),
             v,
             layout,
             self.radius,
@@ -76,9 +76,9 @@ class LongformerCausalLayer(nn.Module):
         self.output = Linear(config.intermediate_size, d)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
+    def forward(self, states: Tensor, layout: Layout, rotation: Tensor) -> Tensor:
         """Return the next states [T, d]."""
-        attended = self.attention(self.attention_norm(states), layout, turns)
+        attended = self.attention(self.attention_norm(states), layout, rotation)
         states = states + dropout(attended, self.dropout, self.training)
         inner = self.activation(self.intermediate(self.intermediate_norm(states)))
         out: Tensor = states + dropout(self.output(inner), self.dropout, self.training)
@@ -100,8 +100,8 @@ class LongformerCausalDecoder(LayerStack):
 
     def forward(self, states: Tensor, layout: Layout, every: list[Tensor] | None = None) -> Tensor:
         """Return the states [T, d]; the list gets those before and after each layer."""
-        turns = rotations(layout.positions, self.head_dim)
-        out: Tensor = self.norm(self.run(self.layer, states, every, layout, turns))
+        rotation = cos_sin(layout.positions, self.head_dim)
+        out: Tensor = self.norm(self.run(self.layer, states, every, layout, rotation))
         return out
 
 
@@ -165,8 +165,8 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
             self.lm_head.weight = self.word_embeddings.weight
 
 
-def rotations(positions: Tensor, head_dim: int) -> Tensor:
-    """Return, as complex numbers of length 1, how far positions [T] turn: [T, 1, D / 2].
+def cos_sin(positions: Tensor, head_dim: int) -> Tensor:
+    """Return cos + i sin of the angles by which positions [T] rotate: [T, 1, D / 2].
 
     Numerics: complex64, whatever the dtype of the model.
     """
@@ -175,8 +175,8 @@ def rotations(positions: Tensor, head_dim: int) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Return [T, H, D] with each pair of neighbouring numbers turned."""
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return [T, H, D] with each pair of neighbouring numbers rotated."""
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = torch.view_as_complex(x.to(wide).reshape(*x.shape[:2], x.shape[2] // 2, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)

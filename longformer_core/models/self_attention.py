@@ -1,4 +1,4 @@
-"""The self-attention of both families' encoders, under its published parameter names.
+"""The self-attention of both models' encoders, under its published parameter names.
 
 Shape letters: T packed tokens, G global ones, H heads, D head dimension, d = H * D hidden size.
 """
