@@ -4,13 +4,13 @@
         [--device cuda|cpu] [--dtype bfloat16] [--shrink 1]
 
 The decoder's at the geometry of LED-large, 16 heads of 64: one document of 16,384 tokens, 16 such,
-and 16 of 1,024 to 16,384, with 1, 4 and 16 rows each; through `CrossAttentionCache`, as the
-engine does it, against `scaled_dot_product_attention` over the same padded groups and over each
-document alone. On a GPU a turn is recorded and replayed, as the engine's steps are, over so many layers that no cache
-holds their keys and values. `copy_share` is the part of the time in which a large copy would have
-moved keys, values, rows and results once. The global tokens are those of 16 documents of 4,096
-tokens, 12 heads, one and 64 each, projections included, forward and in training, against plain
-PyTorch in the same form and in the cheaper one. Outputs are compared first. On the CPU, with
+and 16 of 1,024 to 16,384, with 1, 4 and 16 rows each; through `CrossAttentionCache`, as the engine
+does it, against `scaled_dot_product_attention` over the same padded groups and over each document
+alone. On a GPU a turn is recorded and replayed, as the engine's steps are, over so many layers that
+no cache holds their keys and values. `copy_share` is the part of the time in which a large copy
+would have moved keys, values, rows and results once. The global tokens are those of 16 documents of
+4,096 tokens, 12 heads, one and 64 each, projections included, forward and in training, against
+plain PyTorch in the same form and in the cheaper one. Outputs are compared first. On the CPU, with
 `--shrink`, it shows that the comparisons hold, and no GPU's speed.
 """
 
