@@ -1,4 +1,4 @@
-"""The exceptions a caller can meet, and what each one means.
+"""The exceptions a caller can meet, what each one means, and hints that are given once.
 
     LongformerError                  anything this package raises on purpose
     ├── ConfigError                  a setting is unknown, missing, or out of its range
@@ -17,6 +17,8 @@ the remedy.
 """
 
 import difflib
+import functools
+import logging
 from collections.abc import Iterable
 
 
@@ -64,3 +66,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@functools.cache
+def log_once(logger: logging.Logger, level: int, message: str) -> None:
+    """Log a message, once in the life of the process."""
+    logger.log(level, message)

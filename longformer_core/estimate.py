@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from longformer_core.attention.global_attention import form_costs
-from longformer_core.checkpoints.meta_init import skeleton
+from longformer_core.checkpoints.meta_init import meta_init
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.generation.memory import decoding_numbers, encoding_numbers
@@ -70,7 +70,7 @@ def estimate_cost(
 
     Flops, forward, per encoder layer: projections and feed-forward 2 T (4 d^2 + 2 d f); window and
         global columns 4 d times the pairs of query and key that see each other; global rows the
-        cheaper of projected and absorbed keys (see `rows.global_attention`). Per output token and
+        cheaper of projected and absorbed keys (see `global_attention`). Per output token and
         decoder layer 2 (6 d^2 + 2 d f) + 4 d (m / 2) and the cheaper form of cross-attention, and
         2 d V for the logits. Training counts three times the forward, of the window three and a
         half times.
@@ -82,7 +82,7 @@ def estimate_cost(
         f = 4 d and d = 256 torch counts 0.99 to 1.08 times these flops, and the peak of what lives
         beside the weights is 0.8 to 1.4 times these bytes (CPU, float32). Training of LED's
         decoder, and gradient checkpointing, are not measured. Encoding in bfloat16 on CPUs without
-        AMX takes the bytes of float32 where our kernels do not run (see `linear.held_dtype`).
+        AMX takes the bytes of float32 where our kernels do not run (see `ops.linear.widest_dtype`).
     Units: num_globals per document.
     Raises: ConfigError for numbers below 0, for more beams or outputs than make sense, and for
         outputs of a model that writes none.
@@ -137,7 +137,7 @@ def _check(
 def _weights_bytes(config: LongformerConfig | LEDConfig, dtype: torch.dtype) -> int:
     """Count the model's own tensors, each once; on the meta device they take no memory."""
     model: torch.nn.Module
-    with skeleton():
+    with meta_init():
         if isinstance(config, LEDConfig):
             model = LEDForConditionalGeneration(config)
         else:

@@ -1,8 +1,8 @@
 """What a decoder's cross-attention reads: each document once, whatever its beams.
 
-Both forms of `rows.py`: keys and values of every layer, or the encoder's states alone, which all
-layers share and whose weights are multiplied into queries and results. The first one is read by the
-kernels of `few_queries.py` on GPUs and of `few_rows.py` on CPUs, where they run.
+Both forms of `global_attention.py`: keys and values of every layer, or the encoder's states alone,
+which all layers share and whose weights are multiplied into queries and results. The first one is
+read by the kernels of `few_queries.py` on GPUs and of `ops/cpu/decode.py` on CPUs, where they run.
 Shape letters: T packed tokens, n tokens of the longest document of a group, B documents of it, b
 rows (beams, or tokens of a target) per document, R rows of all documents, H heads, D head
 dimension, d = H * D.
@@ -28,8 +28,8 @@ from longformer_core.attention.global_attention import (
 )
 from longformer_core.errors import ShapeError
 from longformer_core.layout import Layout
-from longformer_core.ops.cpu import decode as few_rows
-from longformer_core.ops.linear import linear
+from longformer_core.ops.compaction import compacted
+from longformer_core.ops.cpu import decode
 
 # Documents share a padded tensor while the shorter ones waste no more than this.
 _SLACK_TOKENS = 32
@@ -38,7 +38,7 @@ _SLACK_SHARE = 8
 Projections = Sequence[tuple[nn.Module, nn.Module]]
 
 
-class Source:
+class CrossAttentionCache:
     """The documents that a decoder's rows attend to, by the (key, value) modules of each layer.
 
     Documents of similar length share one padded tensor, so that many short ones cost one call;
@@ -141,7 +141,7 @@ class Source:
             out = out.index_select(0, self._inverse)
         return out.flatten(2).flatten(0, 1)
 
-    def select(self, documents: Sequence[int]) -> "Source":
+    def select(self, documents: Sequence[int]) -> "CrossAttentionCache":
         """Keep these documents, in this order; return self.
 
         The others' memory is free as soon as they were most of their group.
@@ -151,7 +151,7 @@ class Source:
         self._arrange([group for group in kept if group.documents])
         return self
 
-    def extend(self, other: "Source") -> None:
+    def extend(self, other: "CrossAttentionCache") -> None:
         """Append the documents of another source, which is not used any more."""
         first = self.num_documents
         moved = [
@@ -199,8 +199,8 @@ class _Projected:
         keys, values = self.layers[layer]
         if isinstance(ends.mask, Segments):
             return _by_kernel(q, keys, values, ends.mask, dropout_p)
-        if not dropout_p and few_rows.can_attend(q, keys, values):
-            return few_rows.attend(q, keys, values, ends.lengths)
+        if not dropout_p and decode.can_attend(q, keys, values):
+            return decode.attend(q, keys, values, ends.lengths)
         out = scaled_dot_product_attention(
             q.transpose(1, 2), keys, values, attn_mask=ends.mask, dropout_p=dropout_p
         )
@@ -261,12 +261,9 @@ class _Group:
 
     def select(self, new_place: dict[int, int], like: Tensor) -> "_Group":
         """Return the group with only the documents that have a new place."""
-        slots = [slot for slot, doc in enumerate(self.documents) if doc in new_place]
-        # The last ones move into the places of those that leave; nothing else is copied.
+        leaving = [slot for slot, doc in enumerate(self.documents) if doc not in new_place]
+        slots = compacted(len(self.documents), leaving)
         count = len(slots)
-        late = (slot for slot in slots if slot >= count)
-        staying = set(slots)
-        slots = [slot if slot in staying else next(late) for slot in range(count)]
         documents = [new_place[self.documents[slot]] for slot in slots]
         if count == len(self.documents):
             return replace(self, documents=documents)
@@ -295,7 +292,7 @@ def _projected(parts: list[Tensor], projections: Projections, num_heads: int) ->
     states = torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def heads(module: nn.Module) -> Tensor:
-        rows = torch.unflatten(linear(module, states), -1, (num_heads, -1))
+        rows = torch.unflatten(module(states), -1, (num_heads, -1))
         return _padded(torch.split(rows, sizes))
 
     return _Projected([(heads(key), heads(value)) for key, value in projections])

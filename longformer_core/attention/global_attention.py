@@ -1,4 +1,6 @@
-"""Few query rows against many keys: the encoder's global tokens; `source.py` has the decoder's.
+"""Few query rows against many keys: the encoder's global tokens.
+
+The decoder's rows are those of `cross_attention.py`.
 
 Keys and values come in two forms, equal up to rounding. The projected one computes them of all n
 tokens. The absorbed one multiplies `key`'s weight into the few queries and `value`'s weight into
@@ -24,7 +26,7 @@ from longformer_core.errors import ConfigError
 from longformer_core.layout import Layout
 from longformer_core.ops.custom_op import fake_of, has_no_gradient, operator
 from longformer_core.ops.dropout import dropout
-from longformer_core.ops.linear import is_plain_linear, linear
+from longformer_core.ops.linear import Linear, is_plain_linear
 
 Form = Literal["auto", "projected", "absorbed"]
 
@@ -91,7 +93,7 @@ has_no_gradient(_rows_in_a_graph, "compiled graphs of encoders are for inference
 
 def _module_of(weight: Tensor, bias: Tensor) -> nn.Linear:
     with torch.device("meta"):
-        module = nn.Linear(weight.shape[1], weight.shape[0])
+        module = Linear(weight.shape[1], weight.shape[0])
     module.weight = nn.Parameter(weight, requires_grad=False)
     module.bias = nn.Parameter(bias, requires_grad=False)
     return module
@@ -190,7 +192,7 @@ def are_plain(key: nn.Module, value: nn.Module, *, required: bool) -> bool:
 def _projected(document: _Document, key: nn.Module, value: nn.Module) -> Tensor:
     g, num_heads, head_dim = document.queries.shape
     keys, values = (
-        linear(module, document.states).view(-1, num_heads, head_dim).transpose(0, 1)
+        module(document.states).view(-1, num_heads, head_dim).transpose(0, 1)
         for module in (key, value)
     )
     scores = document.queries.transpose(0, 1) @ keys.transpose(1, 2)
@@ -223,7 +225,7 @@ def _projected_by_kernel(
     segments, is_valid = layout.plan(("fused rows", *documents), plan)
     tokens = _slots_of(states, layout.cu_seqlens, documents)
     keys, values = (
-        torch.unflatten(linear(module, tokens), -1, queries.shape[1:]).transpose(0, 1)[None]
+        torch.unflatten(module(tokens), -1, queries.shape[1:]).transpose(0, 1)[None]
         for module in (key, value)
     )
     rows = _slots_of(queries, list(accumulate(layout.num_globals, initial=0)), documents)

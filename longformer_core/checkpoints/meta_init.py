@@ -28,7 +28,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def skeleton() -> Iterator[None]:
+def meta_init() -> Iterator[None]:
     """Let modules made within this block have tensors on the meta device, which take no memory."""
     with torch.device("meta"), _Undrawn():
         yield

@@ -21,10 +21,10 @@ _OTHERS = {
     "sliding_chunks3": "attention to whole neighbouring chunks",
     "sliding_chunks_no_overlap": "attention to whole neighbouring chunks",
 }
-# The families that the original classes extended, and called themselves in `model_type`.
+# The models that the original classes extended, and called themselves in `model_type`.
 _ANCESTORS = {"longformer": "roberta", "led": "bart"}
 # Switches of the original code and of BART's, and the only value that fits the published models.
-# Both families counted positions from behind the padding token, whose id their code held fixed.
+# Both models counted positions from behind the padding token, whose id their code held fixed.
 _REQUIRED = {
     "pad_token_id": 1,
     "autoregressive": False,

@@ -47,7 +47,7 @@ PROBLEM_TYPES = (
 
 
 class PublishedConfig(ABC):
-    """What both families share: unknown names, windows, token ids, labels, `config.json`.
+    """What both models share: unknown names, windows, token ids, labels, `config.json`.
 
     `num_labels` counts what a classification head tells apart; a config.json says it by the length
     of `id2label`, which is kept and written back.

@@ -75,7 +75,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """How one published `model_type` is laid out, and what it becomes.
 
     heads: by published class; empty when every class stays what it is. offset: rows of a position
@@ -131,13 +131,13 @@ def _heads(name: str) -> dict[str, Head]:
     return {f"{name}{part}": Head(f"Longformer{part}") for part in _ENCODER_CLASSES}
 
 
-def _roberta(name: str) -> Family:
-    return Family(_heads(name), f"{name}Tokenizer", _ENCODER_NAMES, _ENCODER_DEMANDS)
+def _roberta(name: str) -> Architecture:
+    return Architecture(_heads(name), f"{name}Tokenizer", _ENCODER_NAMES, _ENCODER_DEMANDS)
 
 
 _BERT_LM = Head("LongformerForMaskedLM", _BERT_LM_NAMES, _GELU_HEAD)
-FAMILIES = {
-    "bert": Family(
+ARCHITECTURES = {
+    "bert": Architecture(
         {
             **_heads("Bert"),
             "BertForMaskedLM": _BERT_LM,
@@ -155,8 +155,8 @@ FAMILIES = {
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
     "camembert": _roberta("Camembert"),
-    "longformer": Family({}, "LongformerTokenizer", _ENCODER_NAMES),
-    "bart": Family(
+    "longformer": Architecture({}, "LongformerTokenizer", _ENCODER_NAMES),
+    "bart": Architecture(
         {
             "BartForConditionalGeneration": Head("LEDForConditionalGeneration"),
             "BartModel": Head("LEDForConditionalGeneration"),
@@ -168,12 +168,12 @@ FAMILIES = {
         sizes=(16384, 1024),
         defaults={"max_position_embeddings": 1024, "forced_eos_token_id": 2},
     ),
-    "led": Family({}, "LEDTokenizer", _BART_NAMES, offset=0),
+    "led": Architecture({}, "LEDTokenizer", _BART_NAMES, offset=0),
 }
 
 
 def published_values(source: Path) -> dict[str, Any]:
-    """Return config.json of a model of a known family, with the family's defaults filled in.
+    """Return config.json of a model of a known architecture, with its defaults filled in.
 
     Raises: ConfigError for a model_type that cannot be converted, with the reason.
     """
@@ -181,12 +181,12 @@ def published_values(source: Path) -> dict[str, Any]:
     kind = values.get("model_type")
     if kind in _REFUSED:
         raise ConfigError(f"model_type {kind!r} cannot be converted: {_REFUSED[kind]}")
-    if kind not in FAMILIES:
+    if kind not in ARCHITECTURES:
         raise ConfigError(
-            f"model_type is {kind!r}{did_you_mean(str(kind), FAMILIES)}; what can be converted is "
-            f"{', '.join(FAMILIES)}"
+            f"model_type is {kind!r}{did_you_mean(str(kind), ARCHITECTURES)}; "
+            f"what can be converted is {', '.join(ARCHITECTURES)}"
         )
-    values = {**FAMILIES[kind].defaults, **values}
+    values = {**ARCHITECTURES[kind].defaults, **values}
     if kind not in ("bart", "led") and values.get("pad_token_id", 1) is None:
         raise ConfigError("pad_token_id is None; Longformer counts positions from it, so name one")
     if kind == "bert":
@@ -196,7 +196,7 @@ def published_values(source: Path) -> dict[str, Any]:
 
 def unused_rows(values: Mapping[str, Any]) -> int:
     """Return the rows of the position table before the first token's."""
-    offset = FAMILIES[values["model_type"]].offset
+    offset = ARCHITECTURES[values["model_type"]].offset
     return int(values.get("pad_token_id", 1)) + 1 if offset is None else offset
 
 
@@ -205,7 +205,11 @@ def num_positions(values: Mapping[str, Any]) -> int:
     if values["model_type"] == "led":
         return LEDConfig.from_dict(values).max_encoder_position_embeddings
     rows = int(values.get("max_position_embeddings", 512))
-    return rows if FAMILIES[values["model_type"]].offset is not None else rows - unused_rows(values)
+    return (
+        rows
+        if ARCHITECTURES[values["model_type"]].offset is not None
+        else rows - unused_rows(values)
+    )
 
 
 def scales_embeddings(values: Mapping[str, Any]) -> bool:

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer_core.checkpoints.meta_init import skeleton
+from longformer_core.checkpoints.meta_init import meta_init
 from longformer_core.checkpoints.weights import load_into, read_state_dict, resolve
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.config.base import read_json
 from longformer_core.conversion.architectures import (
-    FAMILIES,
+    ARCHITECTURES,
     Head,
     Renames,
     long_config,
@@ -95,7 +95,7 @@ class Conversion:
             _fold_scale(weights, self.embedding_scale)
         _add_global_projections(weights)
         dtype = next(t.dtype for name, t in weights.items() if name.endswith("query.weight"))
-        with skeleton():
+        with meta_init():
             model = model_class(self.target_class)(self.config).to(dtype)
         wanted = model.state_dict()
         kept = {name: tensor for name, tensor in weights.items() if name in wanted}
@@ -103,11 +103,11 @@ class Conversion:
         return model, sorted(set(weights) - set(kept))
 
     def _renames(self) -> Renames:
-        family = FAMILIES[self.model_type]
-        head = family.heads.get(self.source_class, Head(self.target_class))
+        architecture = ARCHITECTURES[self.model_type]
+        head = architecture.heads.get(self.source_class, Head(self.target_class))
         # Only a bare model's weights have no prefix.
         bare = ((r"^longformer\.", ""),) if self.target_class == "LongformerModel" else ()
-        return family.renames + head.renames + bare
+        return architecture.renames + head.renames + bare
 
 
 def plan_conversion(
@@ -124,12 +124,12 @@ def plan_conversion(
     """
     source = resolve(model)
     values = published_values(source)
-    family = FAMILIES[values["model_type"]]
-    source_class, head = family.head(values)
+    architecture = ARCHITECTURES[values["model_type"]]
+    source_class, head = architecture.head(values)
     model_class(head.target)
     old = num_positions(values)
-    length, window = family.sizes
-    if family.is_long:
+    length, window = architecture.sizes
+    if architecture.is_long:
         length, window = old, values.get("attention_window", window)
         if max_length is None and attention_window is None:
             raise ConfigError(
@@ -252,7 +252,7 @@ def _notes(
     kind, window = values["model_type"], 2 * max(config.radii)
     if new > old:
         yield f"the {old} positions are repeated up to {new}; train before you trust the new ones"
-    if not FAMILIES[kind].is_long:
+    if not ARCHITECTURES[kind].is_long:
         yield "each global projection is a copy of the local one"
     if isinstance(config, LEDConfig) and new % window:
         yield (
@@ -329,7 +329,7 @@ def _copy_small_files(plan: Conversion, part: Path) -> None:
     # config.json.
     settings = part / "tokenizer_config.json"
     values = read_json(settings) if settings.is_file() else {}
-    values.setdefault("tokenizer_class", FAMILIES[plan.model_type].tokenizer)
+    values.setdefault("tokenizer_class", ARCHITECTURES[plan.model_type].tokenizer)
     values["model_max_length"] = plan.new_length
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     settings.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from longformer_core.errors import LongformerError, OutOfMemoryError, ShapeError
 from longformer_core.generation.memory import encoding_numbers, row_numbers, source_numbers
 from longformer_core.generation.request import Handle
 from longformer_core.ops.chunking import most_rows
-from longformer_core.ops.linear import held_dtype
+from longformer_core.ops.linear import widest_dtype
 
 
 class Plan:
@@ -26,7 +26,7 @@ class Plan:
     ) -> None:
         """See `Engine`."""
         self._config, self._dtype, self._form = config, dtype, form
-        self._encoding_dtype = held_dtype(dtype, device)
+        self._encoding_dtype = widest_dtype(dtype, device)
         self._most_rows = most_rows(device)
         self.memory_bytes = memory_bytes
 

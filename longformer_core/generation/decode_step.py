@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.generation.kv_cache import DecoderCache
 
 # Steps with the same documents and memory before one is recorded: documents that come and go every
@@ -26,7 +26,7 @@ class StepModel(Protocol):
     """What a step asks of a model; see `models.led.LEDForConditionalGeneration`."""
 
     def decode_step(
-        self, token_ids: Tensor, positions: Tensor, cache: DecoderCache, source: Source
+        self, token_ids: Tensor, positions: Tensor, cache: DecoderCache, source: CrossAttentionCache
     ) -> Tensor: ...
 
 
@@ -38,7 +38,11 @@ class Stepper:
     """
 
     def __init__(
-        self, model: StepModel, cache: DecoderCache, source: Source, record: Record | None
+        self,
+        model: StepModel,
+        cache: DecoderCache,
+        source: CrossAttentionCache,
+        record: Record | None,
     ) -> None:
         self._model, self._cache, self._source, self._record = model, cache, source, record
         self.forget()

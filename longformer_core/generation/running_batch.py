@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.errors import NonFiniteError
@@ -21,6 +21,7 @@ from longformer_core.generation.search.base import Search, Step
 from longformer_core.generation.search.beam import BeamSearch
 from longformer_core.generation.search.factory import start_search
 from longformer_core.layout import Layout, default_global_positions
+from longformer_core.ops.compaction import compacted
 
 
 class Model(StepModel, Protocol):
@@ -38,7 +39,7 @@ class Model(StepModel, Protocol):
 
     def source(
         self, states: Tensor, layout: Layout, *, num_rows: Sequence[int], form: Form
-    ) -> Source: ...
+    ) -> CrossAttentionCache: ...
 
     def new_cache(
         self,
@@ -174,10 +175,7 @@ class Lane:
         """Let documents go. The last ones take their places, so that few are moved."""
         if not places:
             return
-        staying = [place for place in range(len(self.handles)) if place not in places]
-        count = len(staying)
-        late = (place for place in staying if place >= count)
-        order = [place if place not in places else next(late) for place in range(count)]
+        order = compacted(len(self.handles), places)
         new_place = {old: new for new, old in enumerate(order)}
         self.handles = [self.handles[place] for place in order]
         self._source.select(order)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longformer_core.config import LEDConfig
 from longformer_core.config.base import write_json
-from longformer_core.errors import ShapeError
+from longformer_core.errors import ShapeError, log_once
 from longformer_core.generation.config import GENERATION_FILE, GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.request import Generation, Handle, Request, Tokens
@@ -23,7 +23,6 @@ from longformer_core.generation.running_batch import Model
 from longformer_core.models.outputs import LEDGenerateOutput
 
 logger = logging.getLogger(__name__)
-_told: set[str] = set()
 
 
 class Streamer(Protocol):
@@ -148,9 +147,11 @@ def _requests(
     is_seen = _seen(input_ids, attention_mask, options).cpu()
     marks = None if global_attention_mask is None else global_attention_mask.cpu()
     if marks is None and first_token_global:
-        _tell_once(
+        log_once(
+            logger,
+            logging.WARNING,
             "generate was called without global_attention_mask: the first token of each document "
-            "is global; first_token_global=False leaves it local"
+            "is global; first_token_global=False leaves it local",
         )
     if marks is not None and bool((is_seen & (marks < 0)).any()):
         raise ShapeError(
@@ -196,12 +197,6 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if len(seed) != count:
         raise ShapeError(f"there are {len(seed)} seeds for {count} documents; give one for each")
     return list(seed)
-
-
-def _tell_once(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        logger.warning(message)
 
 
 def _stream(engine: Engine, request: Request, streamer: Streamer) -> Generation:

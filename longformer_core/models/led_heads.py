@@ -16,7 +16,7 @@ from longformer_core.models.outputs import (
     LEDSeq2SeqQuestionAnsweringModelOutput,
     LEDSeq2SeqSequenceClassifierOutput,
 )
-from longformer_core.ops.dropout import Dropout
+from longformer_core.ops.dropout import dropout
 
 
 class LEDClassificationHead(nn.Module):
@@ -26,13 +26,13 @@ class LEDClassificationHead(nn.Module):
         """Make the two projections."""
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)
-        self.dropout = Dropout(config.classifier_dropout)
+        self.dropout = config.classifier_dropout
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return [B, C] of [B, d]."""
-        inner = torch.tanh(self.dense(self.dropout(states)))
-        out: Tensor = self.out_proj(self.dropout(inner))
+        inner = torch.tanh(self.dense(dropout(states, self.dropout, self.training)))
+        out: Tensor = self.out_proj(dropout(inner, self.dropout, self.training))
         return out
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.layout import Layout
@@ -21,7 +21,7 @@ from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 from longformer_core.ops.chunking import in_chunks
 from longformer_core.ops.dropout import dropout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.linear import Linear
 
 # Published LED clamps a float16 layer's infinities to this distance from the largest number.
 _HALF_MARGIN = 1000
@@ -36,11 +36,12 @@ class LEDEncoderAttention(nn.Module):
         self.longformer_self_attn = LongformerSelfAttention(
             config.d_model, config.encoder_attention_heads, radius, config.attention_dropout
         )
-        self.output = nn.Linear(config.d_model, config.d_model)
+        self.output = Linear(config.d_model, config.d_model)
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return [T, d]."""
-        return linear(self.output, self.longformer_self_attn(states, layout))
+        out: Tensor = self.output(self.longformer_self_attn(states, layout))
+        return out
 
 
 class LEDFeedForward(nn.Module):
@@ -52,8 +53,8 @@ class LEDFeedForward(nn.Module):
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self.activation = activation(config.activation_function)
-        self.fc1 = nn.Linear(config.d_model, width)
-        self.fc2 = nn.Linear(width, config.d_model)
+        self.fc1 = Linear(config.d_model, width)
+        self.fc2 = Linear(width, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def drop(self, states: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ class LEDFeedForward(nn.Module):
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Return the layer's result of what its attentions left."""
-        inner = self.activation(linear(self.fc1, states))
+        inner = self.activation(self.fc1(states))
         inner = dropout(inner, self.activation_dropout, self.training)
-        out: Tensor = self.final_layer_norm(states + self.drop(linear(self.fc2, inner)))
+        out: Tensor = self.final_layer_norm(states + self.drop(self.fc2(inner)))
         return out
 
 
@@ -157,14 +158,14 @@ class LEDDecoderAttention(nn.Module):
         super().__init__()
         d = config.d_model
         self.num_heads = config.decoder_attention_heads
-        self.k_proj = nn.Linear(d, d)
-        self.v_proj = nn.Linear(d, d)
-        self.q_proj = nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
+        self.k_proj = Linear(d, d)
+        self.v_proj = Linear(d, d)
+        self.q_proj = Linear(d, d)
+        self.out_proj = Linear(d, d)
 
     def heads(self, module: nn.Module, states: Tensor) -> Tensor:
         """Return `module(states)` [..., d] as [..., H, D]."""
-        return torch.unflatten(linear(module, states), -1, (self.num_heads, -1))
+        return torch.unflatten(module(states), -1, (self.num_heads, -1))
 
 
 class LEDDecoderLayer(LEDFeedForward):
@@ -184,20 +185,20 @@ class LEDDecoderLayer(LEDFeedForward):
         self,
         states: Tensor,
         attention: SelfAttention,
-        source: Source,
+        source: CrossAttentionCache,
         rows: int,
         maps: DecoderMaps | None = None,
     ) -> Tensor:
         """Return the next states [R, d] of the new tokens, `rows` of them per document."""
         own, cross = self.self_attn, self.encoder_attn
         q, k, v = (own.heads(m, states) for m in (own.q_proj, own.k_proj, own.v_proj))
-        out = linear(own.out_proj, attention.attend(self.index, q, k, v))
+        out = own.out_proj(attention.attend(self.index, q, k, v))
         states = self.self_attn_layer_norm(states + self.drop(out))
         q = cross.heads(cross.q_proj, states)
         if maps is not None:
             maps.note_cross(q, cross.heads(cross.k_proj, maps.encoder_states))
         p = self.attention_dropout if self.training else 0.0
-        out = linear(cross.out_proj, source.attend(self.index, q, rows, dropout_p=p))
+        out = cross.out_proj(source.attend(self.index, q, rows, dropout_p=p))
         states = self.encoder_attn_layer_norm(states + self.drop(out))
         return self.feed_forward(states)
 
@@ -223,7 +224,7 @@ class LEDDecoder(LayerStack):
         words: Tensor,
         positions: Tensor,
         attention: SelfAttention,
-        source: Source,
+        source: CrossAttentionCache,
         rows: int,
         every: list[Tensor] | None = None,
         maps: DecoderMaps | None = None,
@@ -243,13 +244,16 @@ class LEDDecoder(LayerStack):
         *,
         num_rows: int | Sequence[int] | None = None,
         form: Form = "auto",
-    ) -> Source:
+    ) -> CrossAttentionCache:
         """Prepare what cross-attention needs of encoder states [T, d], each document once.
 
-        `num_rows` and `form` choose between keys and values and the states alone; see `Source`.
+        `num_rows` and `form` choose between keys and values and the states alone; see
+        `CrossAttentionCache`.
         """
         pairs = []
         for layer in self.layers:
             assert isinstance(layer, LEDDecoderLayer)
             pairs.append((layer.encoder_attn.k_proj, layer.encoder_attn.v_proj))
-        return Source(states, layout, pairs, self.num_heads, num_rows=num_rows, form=form)
+        return CrossAttentionCache(
+            states, layout, pairs, self.num_heads, num_rows=num_rows, form=form
+        )

@@ -21,7 +21,6 @@ from longformer_core.models.layers import check_ids
 from longformer_core.models.longformer_layers import (
     LongformerEmbeddings,
     LongformerEncoder,
-    LongformerLayer,
     LongformerPooler,
 )
 from longformer_core.models.losses import classification_loss, span_loss, token_logits
@@ -35,7 +34,8 @@ from longformer_core.models.outputs import (
 )
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.pretrained import PretrainedModel
-from longformer_core.ops.dropout import Dropout
+from longformer_core.models.self_attention import attention_maps
+from longformer_core.ops.dropout import dropout
 
 
 class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
@@ -123,13 +123,9 @@ class LongformerModel(LongformerPreTrainedModel):
         if output_hidden_states and every is not None:
             output.hidden_states = tuple(map(batch.unpack, every))
         if output_attentions and every is not None:
-            maps = [
-                layer.probabilities(states, batch.layout)
-                for layer, states in zip(self.encoder.layer, every, strict=False)
-                if isinstance(layer, LongformerLayer)
-            ]
-            output.attentions = batch.unpack_maps(local for local, _ in maps)
-            output.global_attentions = batch.unpack_maps(from_global for _, from_global in maps)
+            local, from_global = attention_maps(self.encoder, every, batch.layout)
+            output.attentions = batch.unpack_maps(local)
+            output.global_attentions = batch.unpack_maps(from_global)
         return output
 
 
@@ -206,13 +202,13 @@ class LongformerClassificationHead(nn.Module):
         """Make the two projections."""
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return [B, labels] of padded states [B, S, d]."""
-        first = torch.tanh(self.dense(self.dropout(states[:, 0])))
-        out: Tensor = self.out_proj(self.dropout(first))
+        first = torch.tanh(self.dense(dropout(states[:, 0], self.dropout, self.training)))
+        out: Tensor = self.out_proj(dropout(first, self.dropout, self.training))
         return out
 
 
@@ -267,7 +263,7 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -297,7 +293,7 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        states = self.dropout(base.last_hidden_state)
+        states = dropout(base.last_hidden_state, self.dropout, self.training)
         logits, loss = token_logits(self.classifier, states, labels, attention_mask)
         return LongformerTokenClassifierOutput(loss, logits, **base.passed_on())
 
@@ -359,7 +355,7 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.longformer = LongformerModel(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
@@ -400,6 +396,8 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         base = self.longformer(
             *flat, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
-        logits = self.classifier(self.dropout(base.pooler_output)).view(-1, choices)
+        logits = self.classifier(dropout(base.pooler_output, self.dropout, self.training)).view(
+            -1, choices
+        )
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         return LongformerMultipleChoiceModelOutput(loss, logits, **base.passed_on())

@@ -19,8 +19,8 @@ from longformer_core.models.losses import next_token_labels, refuse_masked, toke
 from longformer_core.models.outputs import LongformerCausalLMOutput
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.pretrained import PretrainedModel
-from longformer_core.ops.dropout import Dropout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.dropout import dropout
+from longformer_core.ops.linear import Linear
 
 # The slowest pair of numbers turns once in about 2 pi times as many tokens.
 _SLOWEST = 10_000.0
@@ -38,16 +38,16 @@ class LongformerCausalAttention(nn.Module):
         self.radius = radius
         self.dilations = dilations
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(d, 3 * d)
-        self.output = nn.Linear(d, d)
+        self.qkv = Linear(d, 3 * d)
+        self.output = Linear(d, d)
 
-    def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
-        """Return [T, d]; `turns` are those of `rotations`."""
-        qkv = torch.unflatten(linear(self.qkv, states), -1, (3, len(self.dilations), -1))
+    def forward(self, states: Tensor, layout: Layout, rotation: Tensor) -> Tensor:
+        """Return [T, d]; `rotation` is that of `cos_sin`."""
+        qkv = torch.unflatten(self.qkv(states), -1, (3, len(self.dilations), -1))
         q, k, v = qkv.unbind(1)
         out = window_attention(
-            _turned(q, turns),
-            _turned(k, turns),
+            rotate(q, rotation),
+            rotate(k, rotation),
             v,
             layout,
             self.radius,
@@ -55,7 +55,8 @@ class LongformerCausalAttention(nn.Module):
             dilation=self.dilations,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return linear(self.output, out.flatten(1))
+        projected: Tensor = self.output(out.flatten(1))
+        return projected
 
 
 class LongformerCausalLayer(nn.Module):
@@ -70,17 +71,17 @@ class LongformerCausalLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.attention = LongformerCausalAttention(config, radius, dilations)
         self.intermediate_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(d, config.intermediate_size)
+        self.intermediate = Linear(d, config.intermediate_size)
         self.activation = activation(config.hidden_act)
-        self.output = nn.Linear(config.intermediate_size, d)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.output = Linear(config.intermediate_size, d)
+        self.dropout = config.hidden_dropout_prob
 
-    def forward(self, states: Tensor, layout: Layout, turns: Tensor) -> Tensor:
+    def forward(self, states: Tensor, layout: Layout, rotation: Tensor) -> Tensor:
         """Return the next states [T, d]."""
-        attended = self.attention(self.attention_norm(states), layout, turns)
-        states = states + self.dropout(attended)
-        inner = self.activation(linear(self.intermediate, self.intermediate_norm(states)))
-        out: Tensor = states + self.dropout(linear(self.output, inner))
+        attended = self.attention(self.attention_norm(states), layout, rotation)
+        states = states + dropout(attended, self.dropout, self.training)
+        inner = self.activation(self.intermediate(self.intermediate_norm(states)))
+        out: Tensor = states + dropout(self.output(inner), self.dropout, self.training)
         return out
 
 
@@ -99,8 +100,8 @@ class LongformerCausalDecoder(LayerStack):
 
     def forward(self, states: Tensor, layout: Layout, every: list[Tensor] | None = None) -> Tensor:
         """Return the states [T, d]; the list gets those before and after each layer."""
-        turns = rotations(layout.positions, self.head_dim)
-        out: Tensor = self.norm(self.run(self.layer, states, every, layout, turns))
+        rotation = cos_sin(layout.positions, self.head_dim)
+        out: Tensor = self.norm(self.run(self.layer, states, every, layout, rotation))
         return out
 
 
@@ -113,7 +114,7 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
         self.decoder = LongformerCausalDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -135,7 +136,7 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
         """
         check_ids("input_ids", input_ids, self.config.vocab_size)
         batch = padded_batch([input_ids], attention_mask, None)
-        states = self.dropout(self.word_embeddings(batch.pack(input_ids)))
+        states = dropout(self.word_embeddings(batch.pack(input_ids)), self.dropout, self.training)
         every: list[Tensor] | None = [] if output_hidden_states else None
         last = batch.unpack(self.decoder(states, batch.layout, every))
         if labels is not None:
@@ -164,8 +165,8 @@ class LongformerForCausalLM(PretrainedModel[LongformerConfig]):
             self.lm_head.weight = self.word_embeddings.weight
 
 
-def rotations(positions: Tensor, head_dim: int) -> Tensor:
-    """Return, as complex numbers of length 1, how far positions [T] turn: [T, 1, D / 2].
+def cos_sin(positions: Tensor, head_dim: int) -> Tensor:
+    """Return cos + i sin of the angles by which positions [T] rotate: [T, 1, D / 2].
 
     Numerics: complex64, whatever the dtype of the model.
     """
@@ -174,8 +175,8 @@ def rotations(positions: Tensor, head_dim: int) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Return [T, H, D] with each pair of neighbouring numbers turned."""
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return [T, H, D] with each pair of neighbouring numbers rotated."""
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = torch.view_as_complex(x.to(wide).reshape(*x.shape[:2], x.shape[2] // 2, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)

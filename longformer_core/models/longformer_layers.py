@@ -14,8 +14,8 @@ from longformer_core.layout import Layout
 from longformer_core.models.layers import LayerStack, activation
 from longformer_core.models.self_attention import LongformerSelfAttention
 from longformer_core.ops.chunking import in_chunks
-from longformer_core.ops.dropout import Dropout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.dropout import dropout
+from longformer_core.ops.linear import Linear
 
 
 class LongformerEmbeddings(nn.Module):
@@ -25,17 +25,18 @@ class LongformerEmbeddings(nn.Module):
         """Make the three tables."""
         super().__init__()
         d, pad = config.hidden_size, config.pad_token_id
-        self.config = config
+        self.pad_token_id = pad or 0
+        self.max_length = config.max_length
         self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=pad)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, words: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """Return [T, d] of word embeddings [T, d], positions [T] and token types [T]."""
         states = words + self.position_embeddings(positions) + self.token_type_embeddings(types)
-        out: Tensor = self.dropout(self.LayerNorm(states))
+        out: Tensor = dropout(self.LayerNorm(states), self.dropout, self.training)
         return out
 
     def count_positions(self, input_ids: Tensor | None, slots: Tensor) -> Tensor:
@@ -44,15 +45,15 @@ class LongformerEmbeddings(nn.Module):
         Of embeddings (ids None) nobody knows which are padding: all of the `slots` [B, S] count.
         Raises: TooLongError when a document has more tokens than there are positions.
         """
-        pad = self.config.pad_token_id or 0
+        pad = self.pad_token_id
         counted = slots + 1
         if input_ids is not None:
             real = input_ids.ne(pad)
             counted = real.cumsum(1) * real
         longest = int(counted.max()) if counted.numel() else 0
-        if longest > self.config.max_length:
+        if longest > self.max_length:
             raise TooLongError(
-                f"a document has {longest} tokens but the model has {self.config.max_length} "
+                f"a document has {longest} tokens but the model has {self.max_length} "
                 "positions; shorten the document or choose a model with more positions"
             )
         return counted + pad
@@ -64,13 +65,15 @@ class LongformerSelfOutput(nn.Module):
     def __init__(self, config: LongformerConfig, width: int) -> None:
         """Make the projection from `width` to the hidden size."""
         super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
+        self.dense = Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """Return [T, d]."""
-        out: Tensor = self.LayerNorm(self.dropout(linear(self.dense, states)) + residual)
+        out: Tensor = self.LayerNorm(
+            dropout(self.dense(states), self.dropout, self.training) + residual
+        )
         return out
 
 
@@ -89,7 +92,7 @@ class LongformerLayer(nn.Module):
                 "output": LongformerSelfOutput(config, d),
             }
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, config.intermediate_size)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(d, config.intermediate_size)})
         self.activation = activation(config.hidden_act)
         self.output = LongformerSelfOutput(config, config.intermediate_size)
 
@@ -99,15 +102,9 @@ class LongformerLayer(nn.Module):
 
     def _after_attention(self, attended: Tensor, states: Tensor) -> Tensor:
         states = self.attention["output"](attended, states)
-        inner = self.activation(linear(self.intermediate["dense"], states))
+        inner = self.activation(self.intermediate["dense"](states))
         out: Tensor = self.output(inner, states)
         return out
-
-    def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return what `LongformerSelfAttention.probabilities` makes of this layer's input."""
-        attention = self.attention["self"]
-        assert isinstance(attention, LongformerSelfAttention)
-        return attention.probabilities(states, layout)
 
 
 class LongformerEncoder(LayerStack):

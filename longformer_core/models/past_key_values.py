@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.errors import ShapeError
 
 
@@ -18,7 +18,7 @@ class DecoderPast:
     call adding the tokens that are new. Generation has `generation.cache.DecoderCache`.
     """
 
-    def __init__(self, source: Source, batch_size: int) -> None:
+    def __init__(self, source: CrossAttentionCache, batch_size: int) -> None:
         """Begin with no token."""
         self.source = source
         self.batch_size = batch_size

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from longformer_core.checkpoints.meta_init import skeleton
+from longformer_core.checkpoints.meta_init import meta_init
 from longformer_core.checkpoints.weights import (
     load_into,
     read_state_dict,
@@ -104,7 +104,7 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         """
         path = resolve(directory, revision=revision)
         # Nothing is drawn or copied before the real weights arrive.
-        with skeleton():
+        with meta_init():
             model = cls(config or cls.config_class.from_pretrained(path)).to(dtype)
         load_into(
             model,

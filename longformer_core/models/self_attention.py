@@ -1,16 +1,18 @@
-"""The self-attention of both families' encoders, under its published parameter names.
+"""The self-attention of both models' encoders, under its published parameter names.
 
 Shape letters: T packed tokens, G global ones, H heads, D head dimension, d = H * D hidden size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from longformer_core.attention.dense import banded_probabilities, global_probabilities
 from longformer_core.attention.global_attention import global_attention
-from longformer_core.attention.probabilities import banded_probabilities, global_probabilities
 from longformer_core.attention.window import window_attention
 from longformer_core.layout import Layout
-from longformer_core.ops.linear import linear
+from longformer_core.ops.linear import Linear
 
 
 class LongformerSelfAttention(nn.Module):
@@ -22,12 +24,12 @@ class LongformerSelfAttention(nn.Module):
         self.dropout = dropout
         self.num_heads = num_heads
         self.radius = radius
-        self.query = nn.Linear(d, d)
-        self.key = nn.Linear(d, d)
-        self.value = nn.Linear(d, d)
-        self.query_global = nn.Linear(d, d)
-        self.key_global = nn.Linear(d, d)
-        self.value_global = nn.Linear(d, d)
+        self.query = Linear(d, d)
+        self.key = Linear(d, d)
+        self.value = Linear(d, d)
+        self.query_global = Linear(d, d)
+        self.key_global = Linear(d, d)
+        self.value_global = Linear(d, d)
 
     def forward(self, states: Tensor, layout: Layout) -> Tensor:
         """Return [T, d], before the output projection; rows of invalid tokens are zeros."""
@@ -72,4 +74,15 @@ class LongformerSelfAttention(nn.Module):
 
     def _heads(self, module: nn.Module, states: Tensor) -> Tensor:
         """Return `module(states)` [T, d] as [T, H, D]."""
-        return torch.unflatten(linear(module, states), -1, (self.num_heads, -1))
+        return torch.unflatten(module(states), -1, (self.num_heads, -1))
+
+
+def attention_maps(
+    encoder: nn.Module, every: Sequence[Tensor], layout: Layout
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the `probabilities` of an encoder's layers, given the states before each of them."""
+    layers = [module for module in encoder.modules() if isinstance(module, LongformerSelfAttention)]
+    maps = [
+        layer.probabilities(states, layout) for layer, states in zip(layers, every, strict=False)
+    ]
+    return [local for local, _ in maps], [from_global for _, from_global in maps]

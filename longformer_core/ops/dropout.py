@@ -1,7 +1,7 @@
 """Dropout with fewer random numbers: on CPUs drawing them is most of its cost."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 
@@ -32,11 +32,3 @@ def dropout(states: Tensor, p: float, training: bool) -> Tensor:
         return functional.dropout(states, p)
     wide = torch.promote_types(states.dtype, torch.float32)
     return states * draw_kept(torch.empty(states.shape, dtype=wide), p).to(states.dtype)
-
-
-class Dropout(nn.Dropout):
-    """`dropout` as a module."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return a tensor of the same shape."""
-        return dropout(input, self.p, self.training)

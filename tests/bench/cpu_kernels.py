@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from longformer_core.ops import linear as layers
-from longformer_core.ops.cpu import decode as few_rows
-from longformer_core.ops.cpu import gemm as many_rows
+from longformer_core.ops.cpu import decode, gemm
+from longformer_core.ops.linear import Linear
 from tests.bench.measure import alternate, distance, emit, settings
 
 HEADS, HEAD_DIM = 12, 64
@@ -70,7 +69,7 @@ def bench_products(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, ro
         f"{shape[0]} x {shape[1]}, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
-                lambda w=w: few_rows.multiply(x, w, None),
+                lambda w=w: decode.multiply(x, w, None),
                 lambda w=w: linear(x, w),
                 lambda w=w: linear(x.double(), w.double()),
             )
@@ -99,7 +98,7 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
         f"{num_tokens} tokens, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
-                lambda k=k, v=v: few_rows.attend(q, k, v, [num_tokens]),
+                lambda k=k, v=v: decode.attend(q, k, v, [num_tokens]),
                 lambda k=k, v=v: by_torch(q, k, v),
                 lambda k=k, v=v: by_torch(q.double(), k.double(), v.double()),
             )
@@ -110,21 +109,21 @@ def bench_attention(num_tokens: int, num_rows: int, dtype: torch.dtype, rounds: 
     )
 
 
-def bench_many_rows(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, rounds: int) -> None:
+def bench_gemm(shape: tuple[int, int], num_rows: int, dtype: torch.dtype, rounds: int) -> None:
     x, w, bias = (torch.randn(s).to(dtype) for s in ((num_rows, shape[1]), shape, shape[:1]))
-    module = torch.nn.Linear(*shape[::-1], dtype=dtype)
+    module = Linear(*shape[::-1]).to(dtype)
     module.weight, module.bias = torch.nn.Parameter(w), torch.nn.Parameter(bias)
 
     def by_torch() -> Tensor:
-        with patch.object(many_rows, "can_multiply", return_value=False):
-            return layers.linear(module, x)
+        with patch.object(gemm, "can_multiply", return_value=False):
+            return module(x)
 
     compare(
         "many rows",
         f"{shape[0]} x {shape[1]}, {num_rows} rows, {dtype}".replace("torch.", ""),
         [
             (
-                lambda: many_rows.multiply(x, w, bias),
+                lambda: gemm.multiply(x, w, bias),
                 by_torch,
                 lambda: linear(x.double(), w.double(), bias.double()),
             )
@@ -140,7 +139,7 @@ def main() -> None:
         for dtype, rows in ROWS.items():
             for num_rows in MANY_ROWS:
                 for shape in WEIGHTS[:-1]:
-                    bench_many_rows(shape, num_rows, dtype, given.rounds)
+                    bench_gemm(shape, num_rows, dtype, given.rounds)
             for num_rows in rows:
                 for shape in WEIGHTS:
                     bench_products(shape, num_rows, dtype, given.rounds)

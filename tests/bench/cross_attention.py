@@ -5,14 +5,14 @@
 One layer and one document of 1k, 4k and 16k tokens, one row (greedy) and four (beams). Outputs are
 compared first. Then the time to prepare the document and the time of a step in either form, and
 after how many steps the projected form, which prepares more, has caught up: measured, and by the
-flops that `Source` goes by.
+flops that `CrossAttentionCache` goes by.
 """
 
 import torch
 from torch import Tensor, nn
 
 from longformer_core import Layout
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from tests.bench.measure import alternate, distance, emit, settings
 
@@ -26,8 +26,8 @@ def bench(num_tokens: int, num_rows: int, rounds: int) -> None:
     pairs = [(nn.Linear(D, D), nn.Linear(D, D))]
     q = torch.randn(num_rows, HEADS, D // HEADS)
 
-    def prepare(form: Form) -> Source:
-        return Source(states, layout, pairs, HEADS, form=form)
+    def prepare(form: Form) -> CrossAttentionCache:
+        return CrossAttentionCache(states, layout, pairs, HEADS, form=form)
 
     ready = {form: prepare(form) for form in FORMS}
 

@@ -4,13 +4,13 @@
         [--device cuda|cpu] [--dtype bfloat16] [--shrink 1]
 
 The decoder's at the geometry of LED-large, 16 heads of 64: one document of 16,384 tokens, 16 such,
-and 16 of 1,024 to 16,384, with 1, 4 and 16 rows each; through `Source`, as the engine does it,
-against `scaled_dot_product_attention` over the same padded groups and over each document alone. On
-a GPU a turn is recorded and replayed, as the engine's steps are, over so many layers that no cache
-holds their keys and values. `copy_share` is the part of the time in which a large copy would have
-moved keys, values, rows and results once. The global tokens are those of 16 documents of 4,096
-tokens, 12 heads, one and 64 each, projections included, forward and in training, against plain
-PyTorch in the same form and in the cheaper one. Outputs are compared first. On the CPU, with
+and 16 of 1,024 to 16,384, with 1, 4 and 16 rows each; through `CrossAttentionCache`, as the engine
+does it, against `scaled_dot_product_attention` over the same padded groups and over each document
+alone. On a GPU a turn is recorded and replayed, as the engine's steps are, over so many layers that
+no cache holds their keys and values. `copy_share` is the part of the time in which a large copy
+would have moved keys, values, rows and results once. The global tokens are those of 16 documents of
+4,096 tokens, 12 heads, one and 64 each, projections included, forward and in training, against
+plain PyTorch in the same form and in the cheaper one. Outputs are compared first. On the CPU, with
 `--shrink`, it shows that the comparisons hold, and no GPU's speed.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_core import Layout
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import global_attention
 from tests.bench.fused import CALLS, HEAD_DIM, TOLERANCE, repeated
 from tests.bench.measure import alternate, cuda_bytes_per_s, distance, emit
@@ -103,7 +103,9 @@ def bench_source(name: str, given: argparse.Namespace, bytes_per_s: float) -> No
     layout = Layout.from_lengths(lengths, device=given.device)
     projections = modules(2 * num_layers, d, given)
     pairs = list(zip(projections[::2], projections[1::2], strict=True))
-    hold = functools.partial(Source, states, layout, pairs, SOURCE_HEADS, form="projected")
+    hold = functools.partial(
+        CrossAttentionCache, states, layout, pairs, SOURCE_HEADS, form="projected"
+    )
     ours, plain = hold(), hold(implementation="blocked")
     alone = [
         [m(part).view(1, -1, SOURCE_HEADS, HEAD_DIM).transpose(1, 2).contiguous() for m in pair]

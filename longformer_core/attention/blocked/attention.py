@@ -24,9 +24,9 @@ from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import native
 from longformer_core.attention.blocked.plan import Block, Call, calls_of, most_queries, whole
 from longformer_core.layout import Layout
+from longformer_core.ops.cpu.features import multiplies_bfloat16_slowly
 from longformer_core.ops.custom_op import fake_of, has_no_gradient, operator
 from longformer_core.ops.dropout import draw_kept
-from longformer_core.ops.linear import computing_dtype
 
 
 def blocked_attention(
@@ -47,7 +47,7 @@ def blocked_attention(
     """
     given = (layout.number, band.radius, band.dilations, band.is_causal, scale, *dropout)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    # One operator, not many: torch.compile and torch.export see a single node of known shape.
+    # One operator, not many: torch.compile sees a single node of known shape.
     out, lse = _attend(q, k, v, *given, needs_gradient, needs_lse)
     return out, lse.detach()
 
@@ -143,7 +143,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rows [T, h, D] of one call, and their lse [T, h, 1] if asked for."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    is_wide = q.device.type == "cpu" and computing_dtype(q.dtype, q.device) == wide
+    is_slow = q.dtype == torch.bfloat16 and q.is_cpu and multiplies_bfloat16_slowly()
+    is_wide = is_slow or (q.dtype == wide and q.is_cpu)
     # The backward pass takes the output for the sum of the probabilities that it computes itself;
     # those of another kernel are rounded otherwise.
     by_kernel = not needs_gradient and native.can_attend(call, q)

@@ -1,6 +1,6 @@
 """Few rows times many on CPUs: products with weights, and attention to the keys of a source.
 
-What a decoder's step is made of. `kernels/few_rows.cpp`, compiled when the package is installed,
+What a decoder's step is made of. `csrc/decode.cpp`, compiled when the package is installed,
 does it at about the speed of the memory, in float32 and bfloat16, where the CPU has AVX-512; torch
 does it everywhere else. Not for what a gradient may be wanted of.
 Shape letters: R rows, N weights, K their length, B documents, b rows of each, H heads, n tokens of

@@ -56,7 +56,7 @@ def has_avx512() -> bool:
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """Return what was compiled of `kernels/`, None where it cannot run; said once in the log."""
+    """Return what was compiled of `csrc/`, None where it cannot run; said once in the log."""
     reason = "it has no AVX-512"
     if has_avx512():
         try:

@@ -1,8 +1,8 @@
 """Many rows times weights on CPUs: what an encoder is made of.
 
-`kernels/many_rows.cpp`, compiled when the package is installed, does it in float32 and bfloat16
-where the CPU has AVX-512, without passes of their own to widen and to round; `linear.py` says when
-it is the faster way.
+`csrc/gemm.cpp`, compiled when the package is installed, does it in float32 and bfloat16 where the
+CPU has AVX-512, without passes of their own to widen and to round; `ops/linear.py` says when it is
+the faster way.
 Shape letters: R rows, N weights, K their length.
 """
 
@@ -18,7 +18,7 @@ _multiply = product("many_rows_linear")
 
 
 def can_multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tell whether `multiply` takes these; see `products.may_multiply`."""
+    """Tell whether `multiply` takes these; see `linear_op.may_multiply`."""
     if len(weight) % _LANES or not may_multiply(states, weight, bias, multiple=_LANES):
         return False
     return kernels() is not None

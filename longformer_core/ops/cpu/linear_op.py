@@ -1,6 +1,6 @@
 """Products of rows and weights by kernels of our own, as operators of torch.
 
-What `few_rows.py` and `many_rows.py` share. Not for what a gradient may be wanted of.
+What `decode.py` and `gemm.py` share. Not for what a gradient may be wanted of.
 Shape letters: R rows, N weights, K their length.
 """
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
 from tests.longformer_core.attention.test_global_attention import (
@@ -51,11 +51,11 @@ class TestSource:
 
     def make(
         self, visible: Tensor | None = None, form: Form = "auto", num_rows: int | None = None
-    ) -> tuple[Source, Tensor, Layout, list[nn.Linear]]:
+    ) -> tuple[CrossAttentionCache, Tensor, Layout, list[nn.Linear]]:
         layout = Layout.from_lengths(self.lengths, visible=visible)
         states, modules = draw_states(sum(self.lengths)), projections(4)
         pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
-        source = Source(states, layout, pairs, HEADS, num_rows=num_rows, form=form)
+        source = CrossAttentionCache(states, layout, pairs, HEADS, num_rows=num_rows, form=form)
         return source, states, layout, modules
 
     @pytest.mark.parametrize("form", FORMS)
@@ -157,9 +157,9 @@ class TestSource:
 
     def source_of(
         self, texts: list[Tensor], pairs: list[tuple[nn.Linear, nn.Linear]], form: Form
-    ) -> Source:
+    ) -> CrossAttentionCache:
         layout = Layout.from_lengths([len(text) for text in texts])
-        return Source(torch.cat(texts), layout, pairs, HEADS, num_rows=8, form=form)
+        return CrossAttentionCache(torch.cat(texts), layout, pairs, HEADS, num_rows=8, form=form)
 
     @pytest.mark.parametrize(("form", "copies"), [("projected", 2 * 2), ("absorbed", 1)])
     def test_each_document_is_held_once_with_little_padding(self, form: Form, copies: int) -> None:
@@ -184,12 +184,16 @@ class TestSource:
         wrapped.load_state_dict(key.state_dict())
         q = draw(1, HEADS, WIDTH // HEADS)
 
-        out = Source(states, layout, [(wrapped, value)], HEADS, num_rows=1).attend(0, q, 1)
+        out = CrossAttentionCache(states, layout, [(wrapped, value)], HEADS, num_rows=1).attend(
+            0, q, 1
+        )
 
-        plain = Source(states, layout, [(key, value)], HEADS, num_rows=1).attend(0, q, 1)
+        plain = CrossAttentionCache(states, layout, [(key, value)], HEADS, num_rows=1).attend(
+            0, q, 1
+        )
         assert (out - plain).abs().max() > 0.1
         with pytest.raises(ConfigError, match="not LowRank and Linear"):
-            Source(states, layout, [(wrapped, value)], HEADS, form="absorbed")
+            CrossAttentionCache(states, layout, [(wrapped, value)], HEADS, form="absorbed")
 
     @pytest.mark.parametrize("form", FORMS)
     def test_it_holds_nothing_of_documents_that_left(self, form: Form) -> None:
@@ -209,10 +213,14 @@ class TestSource:
         states, modules = draw_states(57), projections(2)
         q = draw(3, HEADS, WIDTH // HEADS)
         pairs = [(modules[0], modules[1])]
-        clean = Source(states, layout, pairs, HEADS, num_rows=1, form=form).attend(0, q, 1)
+        clean = CrossAttentionCache(states, layout, pairs, HEADS, num_rows=1, form=form).attend(
+            0, q, 1
+        )
         states[20:38] = torch.nan
 
-        out = Source(states, layout, pairs, HEADS, num_rows=1, form=form).attend(0, q, 1)
+        out = CrossAttentionCache(states, layout, pairs, HEADS, num_rows=1, form=form).attend(
+            0, q, 1
+        )
 
         assert out[1].isnan().all()
         torch.testing.assert_close(out[[0, 2]], clean[[0, 2]])
@@ -259,7 +267,9 @@ def test_any_source_and_all_gradients(
             out = torch.cat(parts)
         else:
             pairs = [(key, value)]
-            source = Source(states, layout, pairs, HEADS, num_rows=rows_per_document, form=form)
+            source = CrossAttentionCache(
+                states, layout, pairs, HEADS, num_rows=rows_per_document, form=form
+            )
             out = source.attend(0, q, rows_per_document)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
         assert key.bias.grad.norm() <= 1e-9 * (1 + key.weight.grad.norm())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longformer_core.attention import dispatch, window_attention, window_attention_with_lse
-from longformer_core.errors import ConfigError, ShapeError
+from longformer_core.errors import ConfigError, ShapeError, log_once
 from longformer_core.layout import Layout
 from tests.helpers import run_example
 
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_named() -> None:
 def test_the_choice_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.zeros(4, 2, 8)
     layout = Layout.from_lengths([4])
-    dispatch._say.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         for _ in range(3):
             window_attention(x, x, x, layout, 1)
@@ -178,7 +178,7 @@ def test_a_compiled_graph_is_one_whatever_the_band() -> None:
 @pytest.mark.gpu
 def test_a_gpu_without_a_kernel_for_the_case_says_so(caplog: pytest.LogCaptureFixture) -> None:
     layout = Layout.from_lengths([40], [[0]], device="cuda")
-    dispatch._say.cache_clear()
+    log_once.cache_clear()
     for head_dim in (8, 8, 144):
         q, k, v = draw(40, head_dim).cuda()
         out = window_attention(q, k, v, layout, 3)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from longformer_core.checkpoints.meta_init import skeleton
+from longformer_core.checkpoints.meta_init import meta_init
 from longformer_core.config import LEDConfig
 from longformer_core.models.led import LEDForConditionalGeneration
 from tests.helpers import TINY
@@ -12,7 +12,7 @@ from tests.helpers import TINY
 def test_nothing_is_drawn() -> None:
     before = torch.get_rng_state()
 
-    with skeleton():
+    with meta_init():
         model = LEDForConditionalGeneration(LEDConfig(**TINY))
 
     assert all(x.is_meta for x in (*model.parameters(), *model.buffers()))
@@ -23,7 +23,7 @@ def test_nothing_is_drawn() -> None:
 
 
 def test_modules_made_afterwards_have_weights() -> None:
-    with skeleton():
+    with meta_init():
         nn.Embedding(5, 6, 0)
     table, linear = nn.Embedding(5, 6, 0), nn.Linear(3, 4)
     for weight in (table.weight, linear.weight):

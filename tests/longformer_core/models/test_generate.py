@@ -11,9 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from longformer_core.errors import ConfigError, ShapeError
+from longformer_core.errors import ConfigError, ShapeError, log_once
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.models.generate import _told
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.outputs import LEDGenerateOutput
 from tests.longformer_core.generation.helpers import documents, models
@@ -87,7 +86,7 @@ def test_the_first_token_is_global_unless_told_otherwise(caplog: pytest.LogCaptu
     ours, theirs = models(1)
     inputs = batch()
     marks = inputs.pop("global_attention_mask")
-    _told.clear()
+    log_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         first = ours.generate(**inputs, **OPTIONS[1])
         ours.generate(**inputs, **OPTIONS[1])

@@ -1,16 +1,22 @@
+import copy
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import dynamic as quantized_dynamic
+from torch.ao.quantization import quantize_dynamic
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from longformer_core.attention.blocked import attention
 from longformer_core.layout import Layout
 from longformer_core.models.self_attention import LongformerSelfAttention
 from longformer_core.ops import linear as subject
-from longformer_core.ops.cpu import gemm as many_rows
-from longformer_core.ops.linear import computing_dtype, is_plain_linear, linear
+from longformer_core.ops.cpu import gemm
+from longformer_core.ops.linear import Linear, is_plain_linear, widest_dtype
 from tests.helpers import without_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -35,8 +41,12 @@ class Products(TorchDispatchMode):
 
 def multiplied_in(module: nn.Module, states: Tensor) -> set[torch.dtype]:
     with Products() as products:
-        assert linear(module, states).dtype == states.dtype
+        assert module(states).dtype == states.dtype
     return products.dtypes
+
+
+def by_torch(module: nn.Linear, states: Tensor) -> Tensor:
+    return functional.linear(states, module.weight, module.bias)
 
 
 def draw(rows: int = MANY, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -45,10 +55,10 @@ def draw(rows: int = MANY, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 @pytest.fixture
-def module() -> nn.Linear:
+def module() -> Linear:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Linear(WIDTH, WIDTH).to(torch.bfloat16)
+        return Linear(WIDTH, WIDTH).to(torch.bfloat16)
 
 
 @pytest.fixture
@@ -56,6 +66,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that torch's products are slow on, those of bfloat16 most of all."""
     monkeypatch.setattr(subject, "multiplies_bfloat16_slowly", lambda: True)
     monkeypatch.setattr(subject, "multiplies_float32_slowly", lambda: True)
+    monkeypatch.setattr(attention, "multiplies_bfloat16_slowly", lambda: True)
 
 
 @pytest.fixture(params=["kernel", "torch"])
@@ -63,7 +74,7 @@ def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> set
     """Multiply many rows with and without a kernel; return what is multiplied in, as torch sees."""
     if request.param == "torch":
         without_kernels(monkeypatch)
-    has_kernel = many_rows.kernels() is not None
+    has_kernel = gemm.kernels() is not None
     # A kernel widens what it is given inside.
     return {torch.bfloat16 if has_kernel else torch.float32}
 
@@ -74,7 +85,7 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-class TestComputingDtype:
+class TestByCpu:
     @pytest.mark.parametrize(
         ("differences", "is_slow"),
         [
@@ -112,11 +123,11 @@ class TestComputingDtype:
         assert subject.multiplies_float32_slowly() in (True, False)
 
     @pytest.mark.usefixtures("slow")
-    def test_only_bfloat16_on_cpus_is_widened(self) -> None:
-        assert computing_dtype(torch.bfloat16, CPU) == torch.float32
-        assert computing_dtype(torch.bfloat16, GPU) == torch.bfloat16
+    def test_only_bfloat16_on_cpus_is_widened(self, many: set[torch.dtype]) -> None:
+        assert {widest_dtype(torch.bfloat16, CPU)} == many
+        assert widest_dtype(torch.bfloat16, GPU) == torch.bfloat16
         for dtype in (torch.float16, torch.float32, torch.float64):
-            assert computing_dtype(dtype, CPU) == dtype
+            assert widest_dtype(dtype, CPU) == dtype
 
 
 class TestLinear:
@@ -124,63 +135,74 @@ class TestLinear:
     @pytest.mark.parametrize("rows", [MANY, 3000])
     @pytest.mark.parametrize("bias", [True, False])
     def test_the_product_is_rounded_once(
-        self, module: nn.Linear, rows: int, bias: bool, many: set[torch.dtype]
+        self, module: Linear, rows: int, bias: bool, many: set[torch.dtype]
     ) -> None:
         if not bias:
             module.bias = None
         states = draw(rows)
 
-        out = linear(module, states)
+        out = module(states)
 
         exact = states.double() @ module.weight.double().T
         if module.bias is not None:
             exact += module.bias.double()
         # Of numbers in the middle between two of bfloat16 the sum in float32 may choose the other.
         assert (out == exact.to(torch.bfloat16)).float().mean() > 0.999
-        torch.testing.assert_close(out, module(states))
+        torch.testing.assert_close(out, by_torch(module, states))
 
     @pytest.mark.usefixtures("slow")
-    def test_many_rows_are_multiplied_in_float32(
-        self, module: nn.Linear, many: set[torch.dtype]
+    def test_rows_of_gemm_are_multiplied_in_float32(
+        self, module: Linear, many: set[torch.dtype]
     ) -> None:
         assert multiplied_in(module, draw()) == many
 
     def test_a_fast_cpu_multiplies_as_asked(
-        self, monkeypatch: pytest.MonkeyPatch, module: nn.Linear
+        self, monkeypatch: pytest.MonkeyPatch, module: Linear
     ) -> None:
         monkeypatch.setattr(subject, "multiplies_bfloat16_slowly", lambda: False)
         assert multiplied_in(module, draw()) == {torch.bfloat16}
 
     @pytest.mark.usefixtures("slow")
-    def test_few_rows_stay_in_16_bits(self, module: nn.Linear) -> None:
+    def test_few_rows_stay_in_16_bits(self, module: Linear) -> None:
         assert multiplied_in(module, draw(4)) == {torch.bfloat16}
-        assert linear(module, draw(0)).shape == (0, WIDTH)
+        assert module(draw(0)).shape == (0, WIDTH)
 
     @pytest.mark.usefixtures("slow")
-    def test_what_is_more_than_a_product_is_left_alone(self, module: nn.Linear) -> None:
-        seen = []
-        module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dtype))
+    def test_what_is_more_than_a_product_is_left_alone(self, module: Linear) -> None:
+        nn.utils.parametrizations.weight_norm(module)
         assert multiplied_in(module, draw()) == {torch.bfloat16}
-        assert seen == [torch.bfloat16]
 
     @pytest.mark.usefixtures("slow")
-    def test_gradients_are_left_alone(self, module: nn.Linear) -> None:
+    def test_hooks_see_what_torch_would_show_them(self, module: Linear) -> None:
+        seen = []
+        module.register_forward_hook(lambda _, given, out: seen.extend([given[0].dtype, out.dtype]))
+        module(draw())
+        assert seen == [torch.bfloat16] * 2
+
+    @pytest.mark.usefixtures("slow")
+    def test_a_projection_to_a_vocabulary_is_not_widened(self, module: Linear) -> None:
+        module.by_gemm = False
+        assert multiplied_in(module, draw()) == {torch.bfloat16}
+
+    @pytest.mark.usefixtures("slow")
+    def test_gradients_are_left_alone(self, module: Linear) -> None:
         with torch.enable_grad():
             assert multiplied_in(module, draw()) == {torch.bfloat16}
-            linear(module, draw()).float().sum().backward()
+            module(draw()).float().sum().backward()
         assert module.weight.grad is not None
         assert module.weight.grad.dtype == torch.bfloat16
 
     @pytest.mark.usefixtures("slow")
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     def test_autocast_decides_for_itself(self, dtype: torch.dtype) -> None:
-        module, states = nn.Linear(WIDTH, WIDTH), draw(dtype=dtype)
+        module, states = Linear(WIDTH, WIDTH), draw(dtype=dtype)
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(linear(module, states), module(states))
+            torch.testing.assert_close(module(states), by_torch(module, states))
 
 
-def test_a_hooked_projection_is_not_plain() -> None:
-    module = nn.Linear(2, 2)
+@pytest.mark.parametrize("kind", [Linear, nn.Linear])
+def test_a_hooked_projection_is_not_plain(kind: type[nn.Linear]) -> None:
+    module = kind(2, 2)
     assert is_plain_linear(module)
     handle = module.register_forward_hook(lambda *_: None)
     assert not is_plain_linear(module)
@@ -190,11 +212,44 @@ def test_a_hooked_projection_is_not_plain() -> None:
     assert not is_plain_linear(module)
 
 
+def test_other_kinds_are_not_plain() -> None:
+    class Wrapped(Linear):
+        pass
+
+    assert not is_plain_linear(Wrapped(2, 2))
+    assert not is_plain_linear(nn.Sequential(Linear(2, 2)))
+    assert Wrapped not in (Linear, nn.Linear)
+
+
+def test_it_survives_copies_and_files(module: Linear) -> None:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for other in (copy.deepcopy(module), torch.load(file, weights_only=False)):
+        assert type(other) is Linear
+        assert torch.equal(other(draw()), module(draw()))
+    assert module.state_dict().keys() == nn.Linear(2, 2).state_dict().keys()
+
+
+# The quantizers of torch.ao look modules up by their exact type.
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.ao")
+def test_quantizers_find_it() -> None:
+    module = LongformerSelfAttention(WIDTH, 2, 16, 0.0).eval()
+    quantized = quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    assert {type(m) for m in quantized.children()} == {quantized_dynamic.Linear}
+    assert not is_plain_linear(quantized.key_global)
+    layout, states = Layout.from_lengths([MANY], [[0]]), draw(dtype=torch.float32)
+    found, expected = quantized(states, layout), module(states, layout)
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.usefixtures("slow")
 def test_window_attention_too_is_multiplied_in_float32(many: set[torch.dtype]) -> None:
-    attention = LongformerSelfAttention(WIDTH, 2, 16, 0.0).to(torch.bfloat16).eval()
+    module = LongformerSelfAttention(WIDTH, 2, 16, 0.0).to(torch.bfloat16).eval()
     layout = Layout.from_lengths([MANY], [[]])
     with Products() as products:
-        out = attention(draw(), layout)
+        out = module(draw(), layout)
     assert out.dtype == torch.bfloat16
     assert products.dtypes == many

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from longformer_core.attention.cross_attention import Source
+from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.fused import segments
 from longformer_core.attention.fused.segments import Segments
 from longformer_core.attention.global_attention import global_attention
@@ -494,13 +494,13 @@ class TestSource:
 
     def make(
         self, implementation: Any, form: Literal["auto", "projected", "absorbed"] = "projected"
-    ) -> Source:
+    ) -> CrossAttentionCache:
         visible = some_valid(sum(self.lengths), 0.9)
         layout = Layout.from_lengths(self.lengths, visible=visible, device=DEVICE)
         modules = linear(4)
         pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
         states = states_of(sum(self.lengths))
-        return Source(
+        return CrossAttentionCache(
             states, layout, pairs, HEADS, num_rows=2, form=form, implementation=implementation
         )
 
@@ -533,7 +533,9 @@ class TestSource:
 
             def attend(states: Tensor, implementation: Any = implementation) -> Tensor:
                 pairs = [(pair[0], pair[1])]
-                source = Source(states, layout, pairs, HEADS, implementation=implementation)
+                source = CrossAttentionCache(
+                    states, layout, pairs, HEADS, implementation=implementation
+                )
                 return source.attend(0, states[:9].view(9, HEADS, -1), 3)
 
             with small_tiles():

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from longformer_core.ops.cpu import decode as few_rows
+from longformer_core.ops.cpu import decode
 from longformer_core.ops.cpu import features as cpu
 from longformer_core.ops.cpu.features import has_avx512, kernels
-from longformer_core.ops.linear import linear as linear_of
-from tests.longformer_core.generation.helpers import decode, documents, models, published
+from longformer_core.ops.linear import Linear
+from tests.longformer_core.generation.helpers import decode as written_by
+from tests.longformer_core.generation.helpers import documents, models, published
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="needs AVX-512 and compiled kernels")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -68,21 +69,21 @@ class TestMultiply:
         x, w = draw(rows, length, dtype=dtype), draw(num_weights, length, seed=1, dtype=dtype)
         for bias in (None, draw(num_weights, seed=2, dtype=dtype)):
             exact = linear(x.double(), w.double(), None if bias is None else bias.double())
-            found = few_rows.multiply(x, w, bias)
+            found = decode.multiply(x, w, bias)
             assert found.dtype == dtype
             assert error(found, exact) <= 1.5 * error(linear(x, w, bias), exact) + 1e-7
 
     def test_a_row_does_not_depend_on_its_neighbours(self, dtype: torch.dtype) -> None:
         x, w, bias = (draw(*s, dtype=dtype) for s in ((11, 160), (50, 160), (50,)))
-        whole = few_rows.multiply(x, w, bias)
+        whole = decode.multiply(x, w, bias)
         for first, last in ((0, 1), (3, 6), (5, 11), (10, 11)):
-            assert torch.equal(few_rows.multiply(x[first:last], w, bias), whole[first:last])
+            assert torch.equal(decode.multiply(x[first:last], w, bias), whole[first:last])
 
     def test_rows_and_bias_may_lie_apart(self, dtype: torch.dtype) -> None:
         x, w = draw(64, 5, dtype=dtype).T, draw(10, 64, dtype=dtype)
         bias = draw(20, dtype=dtype)[::2]
-        expected = few_rows.multiply(x.contiguous(), w, bias.contiguous())
-        assert torch.equal(few_rows.multiply(x, w, bias), expected)
+        expected = decode.multiply(x.contiguous(), w, bias.contiguous())
+        assert torch.equal(decode.multiply(x, w, bias), expected)
 
     def test_rounds_as_torch_does(self, dtype: torch.dtype) -> None:
         """Sums of two numbers of every size, so halfway cases too, and what is not finite."""
@@ -91,20 +92,20 @@ class TestMultiply:
         bias = draw(32, dtype=dtype) * x[5:6].abs().nan_to_num(1.0)[0].clamp(1e-3, 1e3)
         for rows in x.split(5):
             for row in rows[rows.isfinite().all(1)]:
-                found = few_rows.multiply(row[None], torch.eye(32, dtype=dtype), bias)[0]
+                found = decode.multiply(row[None], torch.eye(32, dtype=dtype), bias)[0]
                 assert torch.equal(found, (row.float() + bias.float()).to(dtype))
 
     def test_what_is_not_finite_stays_so(self, dtype: torch.dtype) -> None:
         x, w = draw(4, 64, dtype=dtype), draw(8, 64, dtype=dtype)
         x[0, 5], x[1, 6] = torch.nan, torch.inf
-        found = few_rows.multiply(x, w, None)
+        found = decode.multiply(x, w, None)
         assert found[0].isnan().all()
         assert found[1].isinf().all()
         assert found[2:].isfinite().all()
 
     def test_flops_are_counted(self, dtype: torch.dtype) -> None:
         with FlopCounterMode(display=False) as counter:
-            few_rows.multiply(draw(4, 64, dtype=dtype), draw(8, 64, dtype=dtype), None)
+            decode.multiply(draw(4, 64, dtype=dtype), draw(8, 64, dtype=dtype), None)
         assert counter.get_total_flops() == 2 * 4 * 64 * 8
 
 
@@ -125,42 +126,42 @@ class TestAttend:
             # Padding is not read.
             keys[i, :, length:] = values[i, :, length:] = torch.nan
         exact = torch_attention(q.double(), keys.double(), values.double(), lengths)
-        found = few_rows.attend(q, keys, values, lengths)
+        found = decode.attend(q, keys, values, lengths)
         assert found.dtype == dtype
         theirs = error(torch_attention(q, keys, values, lengths), exact)
         assert error(found, exact) <= 1.5 * theirs + 5e-7
 
     def test_a_document_without_tokens_gives_zeros(self, dtype: torch.dtype) -> None:
         q, keys = draw(2, 4, HEADS, 64, dtype=dtype), draw(2, HEADS, 5, 64, dtype=dtype)
-        found = few_rows.attend(q, keys, keys, [0, 5])
+        found = decode.attend(q, keys, keys, [0, 5])
         assert not found[0].any()
         assert found[1].any()
 
     def test_rows_and_documents_do_not_depend_on_others(self, dtype: torch.dtype) -> None:
         lengths = [5000, 300]
         q, keys = draw(2, 6, HEADS, 64, dtype=dtype), draw(2, HEADS, 5000, 64, dtype=dtype)
-        whole = few_rows.attend(q, keys, keys.flip(2), lengths)
-        alone = few_rows.attend(q[1:, 2:3], keys[1:], keys.flip(2)[1:], lengths[1:])
+        whole = decode.attend(q, keys, keys.flip(2), lengths)
+        alone = decode.attend(q[1:, 2:3], keys[1:], keys.flip(2)[1:], lengths[1:])
         assert torch.equal(alone, whole[1:, 2:3])
 
     def test_a_part_of_a_larger_tensor(self, dtype: torch.dtype) -> None:
         q, keys = draw(2, 4, HEADS, 64, dtype=dtype), draw(5, HEADS, 90, 64, dtype=dtype)
         part, values = keys[:2, :, :70], keys.flip(3).contiguous()[:2, :, :70]
-        assert few_rows.can_attend(q, part, values)
-        expected = few_rows.attend(q, part.contiguous(), values.contiguous(), [70, 33])
-        assert torch.equal(few_rows.attend(q, part, values, [70, 33]), expected)
+        assert decode.can_attend(q, part, values)
+        expected = decode.attend(q, part.contiguous(), values.contiguous(), [70, 33])
+        assert torch.equal(decode.attend(q, part, values, [70, 33]), expected)
 
     def test_nan_is_not_hidden(self, dtype: torch.dtype) -> None:
         q, keys = draw(1, 4, HEADS, 64, dtype=dtype), draw(1, HEADS, 300, 64, dtype=dtype)
         q[0, 1] = torch.nan
-        found = few_rows.attend(q, keys, keys, [300])
+        found = decode.attend(q, keys, keys, [300])
         assert found[0, 1].isnan().all()
         assert found[0, [0, 2, 3]].isfinite().all()
 
     def test_flops_are_counted(self, dtype: torch.dtype) -> None:
         q, keys = draw(2, 4, HEADS, 64, dtype=dtype), draw(2, HEADS, 300, 64, dtype=dtype)
         with FlopCounterMode(display=False) as counter:
-            few_rows.attend(q, keys, keys, [300, 7])
+            decode.attend(q, keys, keys, [300, 7])
         assert counter.get_total_flops() == 2 * 2 * 4 * HEADS * 64 * 307
 
 
@@ -174,9 +175,7 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(
-                (few_rows.multiply(x, w, None), few_rows.attend(q, keys, keys, [9000, 77]))
-            )
+            results.append((decode.multiply(x, w, None), decode.attend(q, keys, keys, [9000, 77])))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -187,11 +186,11 @@ class TestWhere:
     X, W = draw(4, 64), draw(8, 64)
 
     @needs_kernels
-    def test_few_rows_and_no_others(self) -> None:
-        assert few_rows.can_multiply(self.X, self.W, None)
-        assert not few_rows.can_multiply(draw(500, 64), self.W, None)
-        assert not few_rows.can_multiply(self.X[:0], self.W, None)
-        assert not few_rows.can_attend(draw(1, 17, 2, 64), *[draw(1, 2, 9, 64)] * 2)
+    def test_decode_and_no_others(self) -> None:
+        assert decode.can_multiply(self.X, self.W, None)
+        assert not decode.can_multiply(draw(500, 64), self.W, None)
+        assert not decode.can_multiply(self.X[:0], self.W, None)
+        assert not decode.can_attend(draw(1, 17, 2, 64), *[draw(1, 2, 9, 64)] * 2)
 
     @needs_kernels
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -202,49 +201,49 @@ class TestWhere:
         if dtype == torch.bfloat16:
             most = 64 if is_slow else 8
         for name in ("multiplies_float32_slowly", "multiplies_bfloat16_slowly"):
-            monkeypatch.setattr(few_rows, name, lambda: is_slow)
+            monkeypatch.setattr(decode, name, lambda: is_slow)
         taken = [
-            few_rows.can_multiply(draw(rows, 64, dtype=dtype), self.W.to(dtype), None)
+            decode.can_multiply(draw(rows, 64, dtype=dtype), self.W.to(dtype), None)
             for rows in (most, most + 1)
         ]
         assert taken == [True, False]
 
     @needs_kernels
     def test_not_what_it_cannot_read(self) -> None:
-        assert not few_rows.can_multiply(self.X.double(), self.W.double(), None)
-        assert not few_rows.can_multiply(self.X, self.W.bfloat16(), None)
-        assert not few_rows.can_multiply(self.X.to("meta"), self.W.to("meta"), None)
-        assert not few_rows.can_multiply(draw(4, 40), draw(8, 40), None)
-        assert not few_rows.can_multiply(self.X, draw(64, 8).T, None)
-        assert not few_rows.can_multiply(self.X[None], self.W, None)
+        assert not decode.can_multiply(self.X.double(), self.W.double(), None)
+        assert not decode.can_multiply(self.X, self.W.bfloat16(), None)
+        assert not decode.can_multiply(self.X.to("meta"), self.W.to("meta"), None)
+        assert not decode.can_multiply(draw(4, 40), draw(8, 40), None)
+        assert not decode.can_multiply(self.X, draw(64, 8).T, None)
+        assert not decode.can_multiply(self.X[None], self.W, None)
         q, keys = draw(1, 4, 2, 64), draw(1, 9, 2, 64).transpose(1, 2)
-        assert not few_rows.can_attend(q, keys, keys)
-        assert not few_rows.can_attend(q[..., :16], *[draw(1, 2, 9, 16)] * 2)
+        assert not decode.can_attend(q, keys, keys)
+        assert not decode.can_attend(q[..., :16], *[draw(1, 2, 9, 16)] * 2)
 
     @needs_kernels
     def test_what_does_not_fit_together_is_left_to_torch_to_refuse(self) -> None:
-        assert not few_rows.can_multiply(self.X, draw(8, 96), None)
-        assert not few_rows.can_multiply(self.X, self.W, draw(8).double())
+        assert not decode.can_multiply(self.X, draw(8, 96), None)
+        assert not decode.can_multiply(self.X, self.W, draw(8).double())
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            linear_of(nn.Linear(96, 8), self.X)
+            Linear(96, 8)(self.X)
         q, keys = draw(2, 4, 2, 64), draw(2, 2, 9, 64)
-        assert few_rows.can_attend(q, keys, keys)
+        assert decode.can_attend(q, keys, keys)
         for other in (keys[:1], keys[:, :1], keys[:, :, :8], draw(2, 2, 9, 32)):
-            assert not few_rows.can_attend(q, other, keys)
-            assert not few_rows.can_attend(q, keys, other)
-            assert other.shape[2] == 8 or not few_rows.can_attend(q, other, other)
+            assert not decode.can_attend(q, other, keys)
+            assert not decode.can_attend(q, keys, other)
+            assert other.shape[2] == 8 or not decode.can_attend(q, other, other)
 
     @needs_kernels
     def test_a_gradient_is_refused_and_not_taken_for_zero(self) -> None:
         with torch.enable_grad(), pytest.raises(NotImplementedError, match="for inference"):
-            few_rows.multiply(self.X.clone().requires_grad_(), self.W, None).sum().backward()
+            decode.multiply(self.X.clone().requires_grad_(), self.W, None).sum().backward()
 
     @needs_kernels
     def test_not_under_autocast_or_with_gradients(self) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not few_rows.can_multiply(self.X, self.W, None)
+            assert not decode.can_multiply(self.X, self.W, None)
         with torch.enable_grad():
-            assert not few_rows.can_multiply(self.X, self.W, None)
+            assert not decode.can_multiply(self.X, self.W, None)
 
     def test_the_log_tells_why_not(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -275,17 +274,17 @@ def test_a_model_writes_what_transformers_writes(
 
     used: list[str] = []
     for function in ("multiply", "attend"):
-        own = getattr(few_rows, function)
+        own = getattr(decode, function)
         monkeypatch.setattr(
-            few_rows, function, lambda *args, own=own: used.append(own.__name__) or own(*args)
+            decode, function, lambda *args, own=own: used.append(own.__name__) or own(*args)
         )
 
     def texts_found() -> list[list[list[int]]]:
-        return [outcome.sequences for outcome in decode(ours, texts, options)]
+        return [outcome.sequences for outcome in written_by(ours, texts, options)]
 
     assert texts_found() == expected
     assert set(used) == {"multiply", "attend"}
     used.clear()
-    monkeypatch.setattr(few_rows, "kernels", lambda: None)
+    monkeypatch.setattr(decode, "kernels", lambda: None)
     assert texts_found() == expected
     assert not used

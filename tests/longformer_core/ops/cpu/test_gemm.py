@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
 from longformer_core.ops import linear as caller
-from longformer_core.ops.cpu import gemm as many_rows
+from longformer_core.ops.cpu import gemm
 from longformer_core.ops.cpu.features import kernels
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="needs AVX-512 and compiled kernels")
@@ -39,7 +39,7 @@ def test_float32_is_rounded_as_sums_are(rows: int, num_weights: int, length: int
     x, w = (draw(n, length, seed=n, dtype=torch.float32) for n in (rows, num_weights))
     for bias in (None, draw(num_weights, dtype=torch.float32)):
         exact = linear(x.double(), w.double(), None if bias is None else bias.double())
-        found = many_rows.multiply(x, w, bias)
+        found = gemm.multiply(x, w, bias)
         assert found.dtype == torch.float32
         # Roundings of sums of so many terms seldom add up to more than their root.
         spacings = 2**-24 * (2 + length**0.5) * (1 + linear(x.abs(), w.abs()))
@@ -52,7 +52,7 @@ def test_sums_are_rounded_once(rows: int, num_weights: int, length: int) -> None
     x, w = draw(rows, length), draw(num_weights, length, seed=1)
     for bias in (None, draw(num_weights, seed=2)):
         exact = linear(x.double(), w.double(), None if bias is None else bias.double())
-        found = many_rows.multiply(x, w, bias)
+        found = gemm.multiply(x, w, bias)
         assert found.dtype == torch.bfloat16
         # Of numbers in the middle between two of bfloat16 the sum in float32 may choose the other.
         assert (found != exact.bfloat16()).sum() <= 2 + found.numel() / 500
@@ -61,26 +61,26 @@ def test_sums_are_rounded_once(rows: int, num_weights: int, length: int) -> None
 
 def test_a_row_does_not_depend_on_its_neighbours_or_the_threads() -> None:
     x, w, bias = draw(210, 160), draw(400, 160), draw(400)
-    whole = many_rows.multiply(x, w, bias)
+    whole = gemm.multiply(x, w, bias)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         for first, last in ((0, 1), (3, 6), (95, 200), (209, 210)):
-            assert torch.equal(many_rows.multiply(x[first:last], w, bias), whole[first:last])
+            assert torch.equal(gemm.multiply(x[first:last], w, bias), whole[first:last])
     finally:
         torch.set_num_threads(threads)
 
 
 def test_rows_and_bias_may_lie_apart() -> None:
     x, w, bias = draw(64, 100).T, draw(32, 64), draw(64)[::2]
-    expected = many_rows.multiply(x.contiguous(), w, bias.contiguous())
-    assert torch.equal(many_rows.multiply(x, w, bias), expected)
+    expected = gemm.multiply(x.contiguous(), w, bias.contiguous())
+    assert torch.equal(gemm.multiply(x, w, bias), expected)
 
 
 def test_what_is_not_finite_stays_so_and_where_it_is() -> None:
     x, w = draw(100, 64), draw(32, 64)
     x[0, 5], x[1, 6] = torch.nan, torch.inf
-    found = many_rows.multiply(x, w, None)
+    found = gemm.multiply(x, w, None)
     assert found[0].isnan().all()
     assert found[1].isinf().all()
     assert found[2:].isfinite().all()
@@ -88,21 +88,21 @@ def test_what_is_not_finite_stays_so_and_where_it_is() -> None:
 
 def test_flops_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
-        many_rows.multiply(draw(100, 64), draw(32, 64), None)
+        gemm.multiply(draw(100, 64), draw(32, 64), None)
     assert counter.get_total_flops() == 2 * 100 * 64 * 32
 
 
 def test_a_gradient_is_refused_and_not_taken_for_zero() -> None:
     x = draw(100, 64)
     with torch.enable_grad(), pytest.raises(NotImplementedError, match="for inference"):
-        many_rows.multiply(x.requires_grad_(), draw(32, 64), None).sum().backward()
+        gemm.multiply(x.requires_grad_(), draw(32, 64), None).sum().backward()
 
 
 def test_what_it_does_not_take_is_left_to_torch() -> None:
     x, w, bias = draw(100, 64), draw(32, 64), draw(32)
-    assert many_rows.can_multiply(x, w, bias)
-    assert many_rows.can_multiply(x, w, None)
-    assert many_rows.can_multiply(x.float(), w.float(), bias.float())
+    assert gemm.can_multiply(x, w, bias)
+    assert gemm.can_multiply(x, w, None)
+    assert gemm.can_multiply(x.float(), w.float(), bias.float())
     for others in (
         (x.half(), w.half(), bias.half()),
         (x, w.float(), bias),
@@ -114,22 +114,22 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
         (x, draw(64, 32).T, None),
         (draw(2, 50, 64), w, None),
     ):
-        assert not many_rows.can_multiply(*others)
+        assert not gemm.can_multiply(*others)
     with torch.enable_grad():
-        assert not many_rows.can_multiply(x, w, bias)
+        assert not gemm.can_multiply(x, w, bias)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not many_rows.can_multiply(x, w, bias)
+        assert not gemm.can_multiply(x, w, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_it_multiplies_many_rows_where_torch_is_slow(
+def test_it_multiplies_where_torch_is_slow(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    own, used = many_rows.multiply, []
-    monkeypatch.setattr(many_rows, "multiply", lambda *args: used.append(1) or own(*args))
-    module, x = nn.Linear(64, 32).to(dtype), draw(200, 64, dtype=dtype)
+    own, used = gemm.multiply, []
+    monkeypatch.setattr(gemm, "multiply", lambda *args: used.append(1) or own(*args))
+    module, x = caller.Linear(64, 32).to(dtype), draw(200, 64, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
     for is_slow, times in ((False, 0), (True, 1)):
         monkeypatch.setattr(caller, f"multiplies_{name}_slowly", lambda is_slow=is_slow: is_slow)
-        torch.testing.assert_close(caller.linear(module, x), module(x))
+        torch.testing.assert_close(module(x), linear(x, module.weight, module.bias))
         assert len(used) == times
