@@ -18,6 +18,7 @@ RANKS = {
         "config": 1,
         "hub": 1,
         "layout": 1,
+        "metrics": 1,
         "attention": 2,
         "tokenization": 2,
         "checkpoints": 3,
