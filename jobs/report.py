@@ -49,7 +49,8 @@ def print_plan(corpus: Corpus, task: Summarize, output: Location, device: str) -
         "input", f"{corpus.num_rows:,} rows in {len(corpus.files)} files of {corpus.root}"
     )
     table.add_row("id", corpus.id_column or "file#row")
-    table.add_row("text", corpus.text_column)
+    for given in corpus.inputs:
+        table.add_row(given.role, " + ".join(given.columns))
     for old, new in corpus.kept.items():
         table.add_row("keep", old if old == new else f"{old} as {new}")
     for name, reason in corpus.skipped.items():

@@ -19,7 +19,7 @@ from pipelines.batch.driver import BatchOptions, allowed_failures, run_batch
 from pipelines.cluster import has_gpu
 from pipelines.corpus.listing import Corpus, list_corpus
 from pipelines.errors import Refused
-from pipelines.rows import output_schema
+from pipelines.rows import InputColumn, output_schema
 from pipelines.run_directory.directory import inspect_run
 from pipelines.storage import Location, check_room, locate
 from pipelines.tasks.summarize import Summarize
@@ -169,21 +169,22 @@ def validate(
     with collect(problems):
         kept = _kept(options)
     with collect(problems):
+        output = locate(options["output"])
+    with collect(problems):
         reserved = output_schema(Summarize.columns, pa.schema([])).names
         if options["input"]:
             corpus = list_corpus(
                 options["input"],
-                text_column=options["text_column"],
+                inputs=[InputColumn("text", (options["text_column"],))],
                 id_column=options["id_column"],
                 kept=kept,
                 reserved=reserved,
                 skip_bad_files=options["skip_bad_files"],
                 limit=options["limit"],
+                output=output,
             )
     with collect(problems):
         allowed_failures(options["max_errors"], 0)
-    with collect(problems):
-        output = locate(options["output"])
     if problems or task is None or corpus is None or output is None:
         raise Refused(problems)
     fingerprint = fingerprint_of(task, corpus)
@@ -198,11 +199,7 @@ def validate(
 
 def fingerprint_of(task: Summarize, corpus: Corpus) -> dict[str, Any]:
     """All that can change a row."""
-    columns = {
-        "text": corpus.text_column,
-        "id": corpus.id_column or "file#row",
-        "kept": corpus.kept,
-    }
+    columns = corpus.column_fingerprint()
     return task.fingerprint() | {"columns": columns, "input": corpus.listing()}
 
 

@@ -1,4 +1,4 @@
-"""What users script against: the Arrow schema of the output and the JSON files beside it."""
+"""What tasks and corpora agree on: the columns a task reads, and the Arrow schema of the output."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -38,11 +38,16 @@ COUNT_FIELDS = (
 
 @dataclass(frozen=True)
 class InputColumn:
-    """What a task reads of every row, as `__ROLE`: a text, or a list of words.
+    """What a task reads under one role, and the columns of the input it is made of.
 
-    columns: where it comes from; several texts are joined by `separator`, and null parts left out.
-        `a.b` is the field `b` of a struct `a`.
-    prefix: a text put before it.
+    Kind `text` becomes a large_string column: several `columns` are joined by `separator` with
+    nulls left out (all null gives null), and `prefix` is put before a text that is not blank.
+    Kind `words` is one column of lists of strings: pre-split words, answer choices.
+    A column is named by its name, or a field of a struct by its dotted path (`document.body`).
+    One that is not `required` is null where the input has none of its columns.
+
+        >>> InputColumn("text", ("title", "document.body"), separator=": ").name
+        '__text'
     """
 
     role: str
@@ -50,6 +55,31 @@ class InputColumn:
     kind: Literal["text", "words"] = "text"
     separator: str = "\n\n"
     prefix: str = ""
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.role.isidentifier() or self.role in ("id", "kept", "read_error"):
+            raise ValueError(
+                f"input role {self.role!r}: give an identifier other than id, kept and read_error"
+            )
+        if not self.columns or len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"input {self.role!r}: give its columns, each once")
+        if self.kind == "words" and (len(self.columns) > 1 or self.prefix):
+            raise ValueError(f"input {self.role!r}: words are one column and take no prefix")
+
+    @property
+    def name(self) -> str:
+        """The column inside the pipeline."""
+        return f"__{self.role}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it one column of texts, read as it is?"""
+        return self.kind == "text" and len(self.columns) == 1 and not self.prefix
+
+    @property
+    def type(self) -> pa.DataType:
+        return pa.large_string() if self.kind == "text" else pa.large_list(pa.large_string())
 
 
 def output_schema(task_columns: pa.Schema, kept: pa.Schema) -> pa.Schema:

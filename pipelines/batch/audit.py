@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.batch.ledger import Tally
-from pipelines.corpus.listing import ID, TEXT, Corpus, InputFile, read_ids
-from pipelines.corpus.reading import read_row_group
+from pipelines.corpus.listing import ID, Corpus, InputFile, read_ids
+from pipelines.corpus.reading import read_piece
 from pipelines.errors import RunFailed
 from pipelines.rows import ERROR
 from pipelines.run_directory.directory import Run
@@ -124,15 +124,17 @@ def write_dead_letter(run: Run, corpus: Corpus, errors: dict[str, dict[str, str]
 def _failed_rows(
     corpus: Corpus, file: InputFile, failed: pa.Array, errors: dict[str, dict[str, str]]
 ) -> pa.Table:
-    parts = []
-    for index, (_, count) in enumerate(file.row_groups):
-        for rows in read_row_group(corpus, file, index) if count else ():
+    source, parts = corpus.unjoined(), []
+    for piece in file.pieces:
+        for rows in read_piece(source, file, piece):
             part = rows.filter(pc.is_in(rows.column(ID), value_set=failed))
             if part.num_rows:
                 parts.append(part)
     rows = pa.concat_tables(parts)
     ids = rows.column(ID)
-    columns = {corpus.id_column or ID: ids, corpus.text_column: rows.column(TEXT)}
+    columns = {corpus.id_column or ID: ids}
+    for given in source.inputs:
+        columns.setdefault(given.columns[0], rows.column(given.name))
     for old, new in corpus.kept.items():
         columns.setdefault(old, rows.column(new))
     columns.setdefault("error", pa.array([errors[i] for i in ids.to_pylist()], ERROR))

@@ -1,6 +1,6 @@
 """The batch graph and what it takes of a cluster: read, tokenize, generate, write, over any task.
 
-    Parquet row groups -> Tokenize (CPU tasks) -> Generate (an actor per worker) -> Parquet files
+    input files -> Tokenize (CPU tasks) -> Generate (an actor per worker) -> Parquet files
 
 The four are separate Ray Data operators on a first run and on a resume. Rows stay Arrow from end
 to end, one row per document, so that Ray's row-id checkpoint holds.
@@ -21,7 +21,7 @@ from pipelines.batch.resources import BLOCKS_AT_ONCE, BLOCKS_IN_FLIGHT, Resource
 from pipelines.batch.stages import Generate, Tokenize
 from pipelines.batch.watch import WatchCallback
 from pipelines.corpus.listing import ID, Corpus
-from pipelines.corpus.reading import ParquetCorpus
+from pipelines.corpus.reading import CorpusDatasource
 from pipelines.run_directory.directory import Run
 from pipelines.tasks.base import Task
 
@@ -81,15 +81,14 @@ def build(task: Task, corpus: Corpus, resources: Resources, ledger: Any) -> Data
     needs: dict[str, Any] = {"runtime_env": {"env_vars": KEEP_MEMORY}}
     if resources.device == "cuda":
         needs = {"num_gpus": 1}
-    num_row_groups = sum(1 for f in corpus.files for _, count in f.row_groups if count)
     return (
         ray.data.read_datasource(
             # One block per task: left to itself Ray cuts each task's rows into blocks to make up
             # the parallelism it wishes for.
-            ParquetCorpus(corpus),
+            CorpusDatasource(corpus),
             num_cpus=0,
-            concurrency=min(resources.num_workers + 1, num_row_groups),
-            override_num_blocks=num_row_groups,
+            concurrency=min(resources.num_workers + 1, corpus.num_pieces),
+            override_num_blocks=corpus.num_pieces,
         )
         .map_batches(
             Tokenize(task, kept.names),

@@ -1,40 +1,34 @@
-"""Reading a listed corpus by row group, as a Ray `Datasource` of our own.
+"""Reading of a listed corpus as a Ray `Datasource` of our own.
 
-One task per row group, streamed in slices, that yields the final `id`: Ray's checkpoint filters
-right after the read, so an id made later would break every resume.
+One task per piece of a file, streamed in slices, that yields the final `id`: Ray's checkpoint
+filters right after the read, so an id made later would break every resume.
 """
 
 import dataclasses
-import functools
-import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipelines.corpus.listing import Corpus, InputFile, as_string, attempt, is_text, one_line
+from pipelines.corpus.columns import as_ids, as_string, combine, find, is_text, without_bad_utf8
+from pipelines.corpus.formats import Piece, Source
+from pipelines.corpus.listing import Corpus, InputFile
+from pipelines.corpus.problems import one_line
 from pipelines.errors import RunFailed
 
-logger = logging.getLogger(__name__)
 
-SLICE_ROWS = 256
-_REREAD_AFTER_S = (0.2, 1.0)
-
-
-class ParquetCorpus(Datasource):  # type: ignore[misc]
-    """Reads a `Corpus`: one task per row group, rows in slices of `SLICE_ROWS`."""
+class CorpusDatasource(Datasource):  # type: ignore[misc]
+    """Reads a `Corpus`: one task per piece, rows in slices."""
 
     def __init__(self, corpus: Corpus) -> None:
         super().__init__()
         self.corpus = corpus
 
     def get_name(self) -> str:
-        return "Parquet"
+        return "Corpus"
 
     def estimate_inmemory_data_size(self) -> int | None:
         return self.corpus.num_bytes * 3
@@ -42,69 +36,57 @@ class ParquetCorpus(Datasource):  # type: ignore[misc]
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task per row group; Ray's wish for another number is noted and not followed."""
+        """One task per piece; Ray's wish for another number is noted and not followed."""
         del parallelism, data_context
         return [
             ReadTask(
-                _Reader(self.corpus, file, index),
+                _Reader(self.corpus, file, piece),
                 BlockMetadata(
-                    num_rows=num_rows, size_bytes=None, input_files=(file.path,), exec_stats=None
+                    num_rows=piece.num_rows,
+                    size_bytes=None,
+                    input_files=(file.path,),
+                    exec_stats=None,
                 ),
                 schema=self.corpus.schema,
                 per_task_row_limit=per_task_row_limit,
             )
             for file in self.corpus.files
-            for index, (_, num_rows) in enumerate(file.row_groups)
-            if num_rows
+            for piece in file.pieces
         ]
 
 
 class _Reader:
     """The work of one read task."""
 
-    def __init__(self, corpus: Corpus, file: InputFile, index: int) -> None:
-        # A task carries its own file only: thousands of tasks must not each carry the listing.
+    def __init__(self, corpus: Corpus, file: InputFile, piece: Piece) -> None:
+        # A task carries its own piece only: thousands of tasks must not each carry the listing.
         self.corpus = dataclasses.replace(corpus, files=(), skipped={})
-        self.file, self.index = file, index
+        self.file, self.piece = dataclasses.replace(file, pieces=()), piece
 
     def __call__(self) -> Iterator[pa.Table]:
-        return read_row_group(self.corpus, self.file, self.index)
+        return read_piece(self.corpus, self.file, self.piece)
 
 
-def read_row_group(corpus: Corpus, file: InputFile, index: int) -> Iterator[pa.Table]:
-    """The rows of one row group in slices.
+def read_piece(corpus: Corpus, file: InputFile, piece: Piece) -> Iterator[pa.Table]:
+    """The rows of one piece in slices.
 
-    A page that cannot be decoded makes error rows of its slice and the rest of the row group:
-    their ids are known, so they are accounted for like any other failed row.
+    What cannot be decoded makes error rows: their ids are known, so they are accounted for like
+    any other failed row.
     Raises: RunFailed if the file is no longer the one that was listed.
     """
     _check_unchanged(corpus, file)
-    first, num_rows = file.row_groups[index]
-    wanted = [corpus.text_column, *corpus.kept, *([corpus.id_column] if corpus.id_column else [])]
-    wanted = list(dict.fromkeys(wanted))
+    source = Source(corpus.filesystem, file.path)
+    wanted = [c for c in corpus.source_columns if find(file.schema, c)]
     done = 0
-    try:
-        for rows in _slices(corpus, file, index, wanted):
-            part = rows.slice(0, num_rows - done)
-            if part.num_rows:
-                yield _normalise(corpus, file, part, first + done)
-                done += part.num_rows
-        return
-    except (OSError, pa.ArrowException) as error:
-        logger.warning("%s, row group %d: %s; reading column by column", file.name, index, error)
-    rows, reason = _read_what_can_be_read(corpus, file, index, wanted)
-    if reason is not None:
-        reason = f"{file.name}, row group {index}: {reason}"
-    yield _normalise(corpus, file, rows.slice(done, num_rows - done), first + done, reason)
-
-
-def _slices(corpus: Corpus, file: InputFile, index: int, wanted: list[str]) -> Iterator[pa.Table]:
-    with corpus.filesystem.open_input_file(file.path) as handle:
-        parquet = pq.ParquetFile(handle, page_checksum_verification=True)
-        for batch in parquet.iter_batches(
-            SLICE_ROWS, row_groups=[index], columns=wanted, use_threads=False
-        ):
-            yield pa.Table.from_batches([batch])
+    for rows, reason in file.format.rows(source, piece, wanted, file.schema):
+        part = rows.slice(0, piece.num_rows - done)
+        if part.num_rows:
+            told = None if reason is None else f"{file.name}, {reason}"
+            yield _normalise(corpus, file, part, piece.first_row + done, told)
+            done += part.num_rows
+        if done == piece.num_rows:
+            return
+    raise RunFailed(f"{file.name}: {piece.num_rows - done} rows fewer than when it was listed")
 
 
 def _check_unchanged(corpus: Corpus, file: InputFile) -> None:
@@ -119,66 +101,40 @@ def _check_unchanged(corpus: Corpus, file: InputFile) -> None:
         )
 
 
-def _read_what_can_be_read(
-    corpus: Corpus, file: InputFile, index: int, wanted: list[str]
-) -> tuple[pa.Table, str | None]:
-    """Every column that decodes, the others null, and why one did not, if any did not."""
-    columns: dict[str, Any] = {}
-    reason = None
-    for name in wanted:
-        column = _read_patiently(corpus, file, index, name)
-        if isinstance(column, Exception):
-            reason = one_line(column)
-            column = None
-        columns[name] = column
-    with corpus.filesystem.open_input_file(file.path) as handle:
-        parquet = pq.ParquetFile(handle)
-        num_rows = parquet.metadata.row_group(index).num_rows
-        for name, column in columns.items():
-            if column is None:
-                columns[name] = pa.nulls(num_rows, parquet.schema_arrow.field(name).type)
-    return pa.table(columns), reason
-
-
-def _read_patiently(
-    corpus: Corpus, file: InputFile, index: int, name: str
-) -> pa.ChunkedArray | Exception:
-    """A store that is unwell for a moment is no bad page: three readings before giving up."""
-    column: pa.ChunkedArray | Exception = None
-    for wait_s in (0.0, *_REREAD_AFTER_S):
-        time.sleep(wait_s)
-        column = attempt(functools.partial(_read_column, corpus, file, index, name))
-        if not isinstance(column, Exception):
-            break
-    return column
-
-
-def _read_column(corpus: Corpus, file: InputFile, index: int, name: str) -> pa.ChunkedArray:
-    with corpus.filesystem.open_input_file(file.path) as handle:
-        parquet = pq.ParquetFile(handle, page_checksum_verification=True)
-        return parquet.read_row_group(index, columns=[name], use_threads=False).column(0)
-
-
 def _normalise(
-    corpus: Corpus, file: InputFile, rows: pa.Table, first_row: int, read_error: str | None = None
+    corpus: Corpus, file: InputFile, rows: pa.Table, first_row: int, read_error: str | None
 ) -> pa.Table:
     count = rows.num_rows
     if corpus.id_column is None:
         ids = pa.array([f"{file.name}#{first_row + i}" for i in range(count)], pa.string())
     else:
-        ids = as_string(rows.column(corpus.id_column))
+        ids = as_ids(rows.column(corpus.id_column))
     if ids.null_count:
         raise RunFailed(f"{file.name}: its ids could be read when it was listed and cannot be now")
-    text = as_string(rows.column(corpus.text_column), pa.large_string())
-    columns = [ids, text, pa.array([read_error] * count, pa.string())]
-    for (old, _), target in zip(corpus.kept.items(), corpus.kept_schema, strict=True):
-        column = rows.column(old)
-        plain = as_string(column, pa.large_string()) if is_text(column.type) else column
-        try:
-            columns.append(plain.cast(target.type))
-        except pa.ArrowInvalid as error:
-            raise RunFailed(
-                f"{file.name}: kept column {old!r} is {column.type} here and {target.type} in the "
-                f"output, which cannot hold it: {one_line(error)}"
-            ) from error
+    errors = [read_error] * count
+    kept = []
+    for old, target in zip(corpus.kept, corpus.kept_schema, strict=True):
+        column, bad = without_bad_utf8(_kept(file, rows, old, target.type))
+        kept.append(column)
+        for row in bad:
+            errors[row] = f"kept column {old!r} is not valid UTF-8"
+    inputs = [combine(given, rows) for given in corpus.inputs]
+    columns = [ids, *inputs, pa.array(errors, pa.string()), *kept]
     return pa.table(columns, schema=corpus.schema)
+
+
+def _kept(file: InputFile, rows: pa.Table, name: str, target: pa.DataType) -> pa.ChunkedArray:
+    if name in file.folders:
+        value = pa.scalar(file.folders[name], pa.large_string())
+        return pa.chunked_array([pa.repeat(value, rows.num_rows)]).cast(target)
+    column = rows.column(name)
+    if column.null_count == len(column):
+        return pa.chunked_array([pa.nulls(len(column), target)])
+    column = as_string(column, pa.large_string()) if is_text(column.type) else column
+    try:
+        return column.cast(target)
+    except pa.ArrowInvalid as error:
+        raise RunFailed(
+            f"{file.name}: kept column {name!r} is {column.type} here and {target} in the output, "
+            f"which cannot hold it: {one_line(error)}"
+        ) from error

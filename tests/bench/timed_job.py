@@ -10,6 +10,7 @@ import pyarrow.dataset as pads
 from jobs.summarize import fingerprint_of
 from pipelines.batch.driver import BatchOptions, run_batch
 from pipelines.corpus.listing import list_corpus
+from pipelines.rows import InputColumn
 from pipelines.storage import locate
 from pipelines.tasks.base import Output
 from pipelines.tasks.summarize import Summarize, SummarizeWorker
@@ -39,7 +40,9 @@ class TimedWorker(SummarizeWorker):
 
 
 def run_job(task: Timed, corpus: Path, output: Path, num_workers: int) -> None:
-    listed = list_corpus([str(corpus)], text_column="text", id_column="id", kept={})
+    listed = list_corpus(
+        [str(corpus)], inputs=[InputColumn("text", ("text",))], id_column="id", kept={}
+    )
     run_batch(
         task,
         listed,

@@ -14,6 +14,7 @@ from jobs.summarize import fingerprint_of
 from longformer_core.generation.config import GenerationConfig
 from pipelines.batch.driver import BatchOptions, Report, run_batch
 from pipelines.corpus.listing import list_corpus
+from pipelines.rows import InputColumn
 from pipelines.storage import locate
 from tests.pipelines.faults import Accident
 
@@ -41,7 +42,9 @@ def drive(
     """Run the real job's pipeline over `corpus`, with `tests.pipelines.faults.Accident` as task."""
     if num_cpus is not None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
-    listed = list_corpus([corpus], text_column="text", id_column=None, kept={}, limit=limit)
+    listed = list_corpus(
+        [corpus], inputs=[InputColumn("text", ("text",))], id_column=None, kept={}, limit=limit
+    )
     accident = make_task(model, generation, task)
     return run_batch(
         accident,

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus.listing import Corpus, list_corpus
-from pipelines.corpus.reading import read_row_group
+from pipelines.corpus.reading import read_piece
 from pipelines.errors import Refused
+from pipelines.rows import InputColumn
 
 RESERVED = ("id", "summary", "error")
 
@@ -67,7 +68,8 @@ def invalid_utf8(texts: list[bytes | None]) -> pa.Array:
 
 def listed(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
     several = [paths] if isinstance(paths, str | Path) else paths
-    settings = {"text_column": "text", "id_column": None, "kept": {}, "reserved": RESERVED}
+    inputs = [InputColumn("text", ("text",))]
+    settings: dict[str, Any] = {"inputs": inputs, "reserved": RESERVED}
     return list_corpus([str(p) for p in several], **settings | options)
 
 
@@ -75,8 +77,8 @@ def read(corpus: Corpus) -> pa.Table:
     tables = [
         table
         for file in corpus.files
-        for index in range(len(file.row_groups))
-        for table in read_row_group(corpus, file, index)
+        for piece in file.pieces
+        for table in read_piece(corpus, file, piece)
     ]
     assert all(table.schema == corpus.schema for table in tables)
     return pa.concat_tables(tables)

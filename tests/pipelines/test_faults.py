@@ -20,7 +20,7 @@ from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from pipelines.batch.driver import BatchOptions, Report, run_batch
 from pipelines.corpus.listing import list_corpus
 from pipelines.errors import BudgetExceeded
-from pipelines.rows import output_schema
+from pipelines.rows import InputColumn, output_schema
 from pipelines.run_directory.schemas import Manifest, Status
 from pipelines.storage import locate
 from pipelines.tasks.summarize import COLUMNS
@@ -107,7 +107,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(source: Path, output: Path, model: Path, *, max_errors: str = "1%", **task: Any) -> Report:
     corpus = list_corpus(
-        [str(source)], text_column="text", id_column=None, kept={"year": "published"}
+        [str(source)],
+        inputs=[InputColumn("text", ("text",))],
+        id_column=None,
+        kept={"year": "published"},
     )
     generation = GenerationConfig.from_pretrained(model).replace(max_new_tokens=8)
     settings = {"max_source_tokens": MAX_SOURCE_TOKENS, "generation": generation}
@@ -249,7 +252,9 @@ def test_a_document_that_kills_its_worker_is_given_up(
     tmp_path: Path,
 ) -> None:
     tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
-    listed = list_corpus([str(corpus)], text_column="text", id_column=None, kept={}, limit=200)
+    listed = list_corpus(
+        [str(corpus)], inputs=[InputColumn("text", ("text",))], id_column=None, kept={}, limit=200
+    )
     tables = [pq.read_table(corpus / f.name).slice(0, f.num_rows) for f in listed.files]
     rows = {row["id"]: row["text"] for row in pa.concat_tables(tables).to_pylist()}
     tokens = {name: set(tokenizer.encode(text)[:500]) for name, text in rows.items()}

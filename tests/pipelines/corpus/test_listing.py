@@ -108,9 +108,9 @@ def test_addresses_that_are_not_followed(tmp_path: Path, address: str) -> None:
 def test_no_files_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     told = problems_of([tmp_path / "empty", tmp_path / "missing", f"{tmp_path}/*.parquet"])
-    assert f"{tmp_path}/empty: matches no Parquet file" in told
+    assert f"{tmp_path}/empty: matches no Parquet, JSON Lines or CSV file" in told
     assert f"{tmp_path}/missing: cannot be listed: there is no such file" in told
-    assert f"{tmp_path}/*.parquet: matches no Parquet file" in told
+    assert f"{tmp_path}/*.parquet: matches no Parquet, JSON Lines or CSV file" in told
     assert "empty path" in problems_of("")
 
 
@@ -164,7 +164,7 @@ def test_skipping_does_not_excuse_a_wrong_column(tmp_path: Path) -> None:
 
 def test_nothing_left_after_skipping(tmp_path: Path) -> None:
     (tmp_path / "zero.parquet").touch()
-    assert "no readable Parquet file" in problems_of(tmp_path, skip_bad_files=True)
+    assert "no readable file" in problems_of(tmp_path, skip_bad_files=True)
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
@@ -226,10 +226,12 @@ def test_ids_beyond_the_limit_are_not_looked_at(tmp_path: Path) -> None:
     assert "null ids" in problems_of(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.timestamp("us"), pa.binary()])
+@pytest.mark.parametrize(
+    "kind", [pa.float64(), pa.bool_(), pa.decimal128(9, 2), pa.timestamp("us"), pa.binary()]
+)
 def test_other_types_are_no_ids(tmp_path: Path, kind: pa.DataType) -> None:
     write(tmp_path / "a.parquet", {"id": pa.array([None], kind), **texts(1)})
-    assert f"id column 'id' is {kind}; ids are strings or integers" in problems_of(tmp_path)
+    assert f"id column 'id' is {kind}; ids are strings, integers" in problems_of(tmp_path)
 
 
 def test_ids_that_are_not_utf8_are_refused(tmp_path: Path) -> None:

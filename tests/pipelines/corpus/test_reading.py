@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus import reading as reading_module
+from pipelines.corpus import formats
 from pipelines.corpus.listing import READ_ERROR, TEXT
-from pipelines.corpus.reading import ParquetCorpus, read_row_group
+from pipelines.corpus.reading import CorpusDatasource, read_piece
 from pipelines.errors import RunFailed
 from tests.pipelines.parquet import (
     destroy_page,
@@ -50,10 +50,10 @@ def test_slices_of_a_row_group_are_small(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", texts(600), groups=[0, 600, 0])
     corpus = listed(tmp_path)
     (file,) = corpus.files
-    assert file.row_groups == ((0, 0), (0, 600), (600, 0))
-    assert [t.num_rows for t in read_row_group(corpus, file, 1)] == [256, 256, 88]
+    (piece,) = file.pieces
+    assert [t.num_rows for t in read_piece(corpus, file, piece)] == [256, 256, 88]
     assert read(corpus)["id"].to_pylist() == [f"a.parquet#{i}" for i in range(600)]
-    assert len(ParquetCorpus(corpus).get_read_tasks(99)) == 1
+    assert len(CorpusDatasource(corpus).get_read_tasks(99)) == 1
 
 
 def test_a_kept_number_that_the_common_type_cannot_hold_ends_the_run(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_file_that_changes_after_listing_ends_the_run(tmp_path: Path) -> None:
 
     def refused() -> None:
         with pytest.raises(RunFailed, match=r"a\.parquet was changed or removed"):
-            list(read_row_group(corpus, file, 0))
+            list(read_piece(corpus, file, *file.pieces))
 
     write(path, texts(4, start=4))  # as many rows and bytes, other texts
     assert path.stat().st_size == stat.st_size
@@ -201,7 +201,7 @@ def test_any_layout_and_limit_yields_the_same_rows_in_order(
             problems_of(folder, limit=limit)
             return
         corpus = listed(folder, limit=limit)
-        with mock.patch.object(reading_module, "SLICE_ROWS", slice_rows):
+        with mock.patch.object(formats, "SLICE_ROWS", slice_rows):
             table = read(corpus)
     assert corpus.num_rows == len(expected)
     assert table[TEXT].to_pylist() == expected
@@ -210,11 +210,11 @@ def test_any_layout_and_limit_yields_the_same_rows_in_order(
     assert table[READ_ERROR].null_count == len(expected)
 
 
-def test_row_groups_are_read_from_the_file_of_their_own(tmp_path: Path) -> None:
-    """Read tasks carry one file each and can be run in any order."""
+def test_read_tasks_carry_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "PIECE_BYTES", 1)
     write(tmp_path / "a.parquet", texts(5), groups=[2, 3])
     write(tmp_path / "b.parquet", texts(4, start=5), groups=[4])
-    tasks = ParquetCorpus(listed(tmp_path, limit=7)).get_read_tasks(1)
+    tasks = CorpusDatasource(listed(tmp_path, limit=7)).get_read_tasks(1)
     blocks = [pa.concat_tables(list(task())) for task in tasks]
     assert [b[TEXT].to_pylist() for b in blocks] == [
         ["text 0", "text 1"],
