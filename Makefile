@@ -33,8 +33,10 @@ COMPILED := $(wildcard longformer_core/ops/cpu/csrc/*)
 demo: $(HAS_JOBS)
 	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
 
+# Two processes, each with whole files, in the order of tests/conftest.py. PYTEST_ARGS comes last
+# and wins: `-n 0` is one process, as in plain `pytest`.
 test: $(HAS_DEV)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(HAS_DEV)
 	$(BIN)/python -m ruff check .

@@ -19,9 +19,19 @@ from tests.helpers import corpus_texts, make_led_directory
 
 # Read when huggingface_hub is imported, which no test file has done yet.
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+# Two threads, shared out among the processes of pytest-xdist.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 NUM_ROWS = 240
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the pipelines and jobs first.
+
+    pytest-xdist hands out files in this order. Those that run clusters are the longest, and wait
+    more than they compute; short files at the end let its processes finish together.
+    """
+    items.sort(key=lambda item: "longformer_core" in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +84,7 @@ def undisturbed(corpus: Path, led_directory: Path) -> dict[str, str]:
     table = pads.dataset(str(corpus)).to_table()
     task = make_task(str(led_directory))
     ids = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids.to_pylist()
-    worker = task.load_worker("cpu", num_threads=2, memory_share=0.5)
+    worker = task.load_worker("cpu", num_threads=torch.get_num_threads(), memory_share=0.5)
     names = table["id"].to_pylist()
     outputs = worker(list(zip(names, ids, strict=True)), lambda: None)
     rows = {names[index]: output.columns["summary"] for index, output in outputs}

@@ -21,6 +21,7 @@ from jobs.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from pipelines import rows
 from pipelines.errors import BudgetExceeded
 from pipelines.run_directory import directory as runs
+from pipelines.run_directory import schemas
 from pipelines.tasks.summarize import COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,7 @@ def test_stages_errors_and_states_are_the_contract() -> None:
         rows.ERROR_TYPES
     )
     assert words_after("`error.stage` is") == set(rows.STAGES)
-    assert words_after("`status.json` says") == set(get_args(rows.State))
+    assert words_after("`status.json` says") == set(get_args(schemas.State))
 
 
 def words_after(start_of_sentence: str) -> set[str]:

@@ -1,7 +1,6 @@
 """The demo: its corpus, its vocabulary, and the whole of it once."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,9 +151,15 @@ def test_a_demo_of_another_size_is_refused(tmp_path: Path) -> None:
         demo.main(["--directory", str(tmp_path), "--rows", "6"], standalone_mode=False)
 
 
-def test_the_demo_runs_the_real_job_and_shows_it_again(tmp_path: Path) -> None:
+def test_the_demo_runs_the_real_job_and_shows_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A cluster that the shell names must not get the demo, whose paths are local.
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     directory = tmp_path / "demo"
-    first = _demo(directory)
+    arguments = ["--rows", "9", "--directory", str(directory)]
+    command = [sys.executable, "-m", "jobs.demo", *arguments]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
     assert "untrained" in first.stdout
     assert f"$ longhaul summarize --input {directory}/corpus" in first.stdout
@@ -169,18 +174,8 @@ def test_the_demo_runs_the_real_job_and_shows_it_again(tmp_path: Path) -> None:
     assert longest["id"] in shown
     assert f"{longest['num_tokens_in']:,}" in shown
 
-    again = _demo(directory)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.partition("Some of the rows")[2] == shown
+    demo.main(arguments, standalone_mode=False)
+    assert capsys.readouterr().out.partition("Some of the rows")[2] == shown
     assert Manifest.model_validate_json((directory / "run" / "_manifest.json").read_text()) == (
         manifest
-    )
-
-
-def _demo(directory: Path) -> subprocess.CompletedProcess[str]:
-    # A cluster that the shell names must not get the demo, whose paths are local.
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
-    command = [sys.executable, "-m", "jobs.demo", "--rows", "9", "--directory", str(directory)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

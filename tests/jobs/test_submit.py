@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,20 +66,30 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         start = start.replace(old, new)
     start += f" --dashboard-agent-listen-port {free_port()} --metrics-export-port {free_port()}"
     start += " --node-ip-address 127.0.0.1 --num-cpus 3 --disable-usage-stats --block"
-    start += f" --temp-dir {folder / 'r'}"
-    with open(folder / "head.txt", "wb") as log:
-        process = subprocess.Popen(shlex.split(start), env=environment, stdout=log, stderr=log)
-    try:
-        dashboard = f"http://127.0.0.1:{ports['8265']}"
+    log = folder / "head.txt"
+    dashboard = f"http://127.0.0.1:{ports['8265']}"
+
+    def is_up() -> bool:
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as probe:  # `ray` itself takes seconds to say no
+            if probe.connect_ex(("127.0.0.1", int(ports["8265"]))):
+                return False
         listed = ["ray", "job", "list", "--address", dashboard]
-        wait_for(
-            lambda: subprocess.run(listed, env=environment, capture_output=True).returncode == 0,
-            "the head",
-        )
-        submit = command(text, "ray job submit").replace("http://head:8265", dashboard)
-        yield Head(environment, submit, dashboard)
-    finally:
-        end(process)
+        return subprocess.run(listed, env=environment, capture_output=True).returncode == 0
+
+    # A path of its own: sockets below it may have no more than 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
+        start += f" --temp-dir {place}"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                shlex.split(start), env=environment, stdout=file, stderr=file
+            )
+        try:
+            wait_for(is_up, "the head")
+            submit = command(text, "ray job submit").replace("http://head:8265", dashboard)
+            yield Head(environment, submit, dashboard)
+        finally:
+            end(process)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -240,7 +240,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
 @cache
 def results(variants: tuple[Variant, ...]) -> dict[str, dict[str, Any]]:
     """Compile variants in another process and return what each takes."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
     names = ["=" + variant.name for variant in variants]
