@@ -1,16 +1,18 @@
-"""Which implementation computes attention: one decision for the window, the rows and the decoder.
+"""Which implementation computes attention, and in what dtype: one decision for every caller.
 
 By device, dtype and head size, never by what is in the tensors; said once in the log.
 """
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
-from longformer_core.errors import ConfigError, log_once
+from longformer_core.errors import ConfigError, ShapeError, log_once
 
 logger = logging.getLogger(__name__)
 
@@ -75,3 +77,36 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
 
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+
+
+def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three in the dtype of the autocast region, if they are in one, as products are.
+
+    Like torch's own operators this leaves float64 alone. `torch.library.register_autocast` would
+    not do: it casts to a dtype told at import, whatever the region's is.
+    Raises: ShapeError when the dtypes differ.
+    """
+    device = q.device.type
+    if _is_on(device):
+        dtype = torch.get_autocast_dtype(device)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    if not q.dtype == k.dtype == v.dtype:
+        raise ShapeError(
+            f"q, k, v are of {q.dtype}, {k.dtype}, {v.dtype}; all three must be of the same dtype: "
+            "cast them, or call from within torch.autocast"
+        )
+    return q, k, v
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context where operators compute in the dtypes they are given, on x's device."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if _is_on(device) else nullcontext()
+
+
+# Asked once, for older compilers of torch cannot see through the question.
+_WITH_REGIONS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
+def _is_on(device: str) -> bool:
+    return device in _WITH_REGIONS and torch.is_autocast_enabled(device)

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longformer_core.attention.autocast import in_one_dtype, without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked.attention import blocked_attention
-from longformer_core.attention.dispatch import Implementation, choose
+from longformer_core.attention.dispatch import (
+    Implementation,
+    choose,
+    in_one_dtype,
+    without_autocast,
+)
 from longformer_core.attention.reference import reference_attention
 from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout

@@ -19,7 +19,7 @@ from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.config.base import read_json
-from longformer_core.errors import ConfigError, ShapeError, TooLongError
+from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.generation.config import GENERATION_FILE
 from longformer_core.generation.kv_cache import DecoderCache
 from longformer_core.hub import resolve
@@ -30,7 +30,6 @@ from longformer_core.models.led_layers import (
     DecoderMaps,
     LEDDecoder,
     LEDEncoder,
-    LEDEncoderLayer,
 )
 from longformer_core.models.losses import token_logits
 from longformer_core.models.outputs import (
@@ -39,24 +38,13 @@ from longformer_core.models.outputs import (
     LEDSeq2SeqModelOutput,
     ModelOutput,
 )
-from longformer_core.models.packing import padded_batch
+from longformer_core.models.packing import padded_batch, shift_tokens_right
 from longformer_core.models.past_key_values import DecoderPast
 from longformer_core.models.pretrained import PretrainedModel
+from longformer_core.models.self_attention import attention_maps
 from longformer_core.ops.linear import Linear
 
 EncoderOutputs = LEDEncoderBaseModelOutput | tuple[Any, ...]
-
-
-def shift_tokens_right(input_ids: Tensor, pad_token_id: int | None, start_token_id: int) -> Tensor:
-    """Return ids [B, N] moved one place on, behind the start token; -100 becomes padding.
-
-    Raises: ConfigError when there is no padding token.
-    """
-    if pad_token_id is None:
-        raise ConfigError("pad_token_id is None; what a decoder reads needs a padding token")
-    shifted = input_ids.roll(1, -1)
-    shifted[:, :1] = start_token_id
-    return shifted.masked_fill(shifted == -100, pad_token_id)
 
 
 class LEDPreTrainedModel(PretrainedModel[LEDConfig]):
@@ -192,13 +180,9 @@ class LEDModel(LEDPreTrainedModel):
         if output_hidden_states and every is not None:
             output.hidden_states = tuple(map(batch.unpack, every))
         if output_attentions and every is not None:
-            maps = [
-                layer.self_attn.longformer_self_attn.probabilities(states, batch.layout)
-                for layer, states in zip(self.encoder.layers, every, strict=False)
-                if isinstance(layer, LEDEncoderLayer)
-            ]
-            output.attentions = batch.unpack_maps(local for local, _ in maps)
-            output.global_attentions = batch.unpack_maps(from_global for _, from_global in maps)
+            local, from_global = attention_maps(self.encoder, every, batch.layout)
+            output.attentions = batch.unpack_maps(local)
+            output.global_attentions = batch.unpack_maps(from_global)
         return output
 
     def _source_positions(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

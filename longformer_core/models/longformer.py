@@ -21,7 +21,6 @@ from longformer_core.models.layers import check_ids
 from longformer_core.models.longformer_layers import (
     LongformerEmbeddings,
     LongformerEncoder,
-    LongformerLayer,
     LongformerPooler,
 )
 from longformer_core.models.losses import classification_loss, span_loss, token_logits
@@ -35,6 +34,7 @@ from longformer_core.models.outputs import (
 )
 from longformer_core.models.packing import padded_batch
 from longformer_core.models.pretrained import PretrainedModel
+from longformer_core.models.self_attention import attention_maps
 from longformer_core.ops.dropout import dropout
 
 
@@ -123,13 +123,9 @@ class LongformerModel(LongformerPreTrainedModel):
         if output_hidden_states and every is not None:
             output.hidden_states = tuple(map(batch.unpack, every))
         if output_attentions and every is not None:
-            maps = [
-                layer.probabilities(states, batch.layout)
-                for layer, states in zip(self.encoder.layer, every, strict=False)
-                if isinstance(layer, LongformerLayer)
-            ]
-            output.attentions = batch.unpack_maps(local for local, _ in maps)
-            output.global_attentions = batch.unpack_maps(from_global for _, from_global in maps)
+            local, from_global = attention_maps(self.encoder, every, batch.layout)
+            output.attentions = batch.unpack_maps(local)
+            output.global_attentions = batch.unpack_maps(from_global)
         return output
 
 

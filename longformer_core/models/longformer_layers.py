@@ -25,7 +25,8 @@ class LongformerEmbeddings(nn.Module):
         """Make the three tables."""
         super().__init__()
         d, pad = config.hidden_size, config.pad_token_id
-        self.config = config
+        self.pad_token_id = pad or 0
+        self.max_length = config.max_length
         self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=pad)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d, padding_idx=pad)
@@ -44,15 +45,15 @@ class LongformerEmbeddings(nn.Module):
         Of embeddings (ids None) nobody knows which are padding: all of the `slots` [B, S] count.
         Raises: TooLongError when a document has more tokens than there are positions.
         """
-        pad = self.config.pad_token_id or 0
+        pad = self.pad_token_id
         counted = slots + 1
         if input_ids is not None:
             real = input_ids.ne(pad)
             counted = real.cumsum(1) * real
         longest = int(counted.max()) if counted.numel() else 0
-        if longest > self.config.max_length:
+        if longest > self.max_length:
             raise TooLongError(
-                f"a document has {longest} tokens but the model has {self.config.max_length} "
+                f"a document has {longest} tokens but the model has {self.max_length} "
                 "positions; shorten the document or choose a model with more positions"
             )
         return counted + pad
@@ -104,12 +105,6 @@ class LongformerLayer(nn.Module):
         inner = self.activation(self.intermediate["dense"](states))
         out: Tensor = self.output(inner, states)
         return out
-
-    def probabilities(self, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return what `LongformerSelfAttention.probabilities` makes of this layer's input."""
-        attention = self.attention["self"]
-        assert isinstance(attention, LongformerSelfAttention)
-        return attention.probabilities(states, layout)
 
 
 class LongformerEncoder(LayerStack):

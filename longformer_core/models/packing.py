@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longformer_core.errors import ShapeError
+from longformer_core.errors import ConfigError, ShapeError
 from longformer_core.layout import Layout
 
 
@@ -99,3 +99,15 @@ def padded_batch(
         device=device,
     )
     return PaddedBatch(batch_size, num_slots, layout, torch.cat([slots, models]), answer)
+
+
+def shift_tokens_right(input_ids: Tensor, pad_token_id: int | None, start_token_id: int) -> Tensor:
+    """Return ids [B, N] moved one place on, behind the start token; -100 becomes padding.
+
+    Raises: ConfigError when there is no padding token.
+    """
+    if pad_token_id is None:
+        raise ConfigError("pad_token_id is None; what a decoder reads needs a padding token")
+    shifted = input_ids.roll(1, -1)
+    shifted[:, :1] = start_token_id
+    return shifted.masked_fill(shifted == -100, pad_token_id)

@@ -3,6 +3,8 @@
 Shape letters: T packed tokens, G global ones, H heads, D head dimension, d = H * D hidden size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -73,3 +75,14 @@ class LongformerSelfAttention(nn.Module):
     def _heads(self, module: nn.Module, states: Tensor) -> Tensor:
         """Return `module(states)` [T, d] as [T, H, D]."""
         return torch.unflatten(module(states), -1, (self.num_heads, -1))
+
+
+def attention_maps(
+    encoder: nn.Module, every: Sequence[Tensor], layout: Layout
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the `probabilities` of an encoder's layers, given the states before each of them."""
+    layers = [module for module in encoder.modules() if isinstance(module, LongformerSelfAttention)]
+    maps = [
+        layer.probabilities(states, layout) for layer, states in zip(layers, every, strict=False)
+    ]
+    return [local for local, _ in maps], [from_global for _, from_global in maps]

@@ -65,7 +65,7 @@ class Linear(nn.Linear, metaclass=_FoundAsLinear):
                 return in_chunks(
                     lambda rows: functional.linear(rows.float(), *wide).to(rows.dtype), input
                 )
-            if decode.can_multiply(input, weight, bias):
+            if kernels() is not None and decode.can_multiply(input, weight, bias):
                 return decode.multiply(input, weight, bias)
         return functional.linear(input, weight, bias)
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
-from longformer_core.attention.autocast import without_autocast
 from longformer_core.attention.band import Band
 from longformer_core.attention.blocked import native
 from longformer_core.attention.blocked.plan import Block, Call, calls_of, most_queries, whole
+from longformer_core.attention.dispatch import without_autocast
 from longformer_core.layout import Layout
 from longformer_core.ops.cpu.features import multiplies_bfloat16_slowly
 from longformer_core.ops.custom_op import fake_of, has_no_gradient, operator
