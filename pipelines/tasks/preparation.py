@@ -124,7 +124,7 @@ def tokenizer_of(model: str) -> Any:
 
 def single_frame(tokenizer: Any, *, is_first_global: bool) -> Frame:
     """Return the frame of a text by itself: `<s> text </s>`."""
-    ids, _, start, _ = tokenizer.build([])
+    ids, _, (start,) = tokenizer.build([])
     return Frame(tuple(ids[:start]), tuple(ids[start:]), int(is_first_global))
 
 
@@ -133,7 +133,7 @@ def context_frame(tokenizer: Any, first: Sequence[int], *, num_global: int) -> F
 
     num_global: how many tokens are global, `<s>` and the first text counted on.
     """
-    ids, types, _, place = tokenizer.build(first, [])
+    ids, types, (_, place) = tokenizer.build(first, [])
     second = place if types.any() else 0
     return Frame(tuple(ids[:place]), tuple(ids[place:]), num_global, second=second)
 
@@ -151,7 +151,7 @@ def continued_frame(
     is_first_global: `<s>` is global. is_second_global: so is the second text, with the `</s>`
         behind it.
     """
-    ids, types, start, place = tokenizer.build([], second)
+    ids, types, (start, place) = tokenizer.build([], second)
     behind = len(ids) - place
     return Frame(
         tuple(ids[:start]),
