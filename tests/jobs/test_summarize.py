@@ -178,7 +178,7 @@ def test_problems_of_input_model_and_options_come_together(
         "a.parquet: no column 'text'; it has 'body'",
         "b.parquet: is empty (0 bytes)",
         "scheme ftp:// is not supported",
-        "--max-source-tokens 5000: the encoder has 4096 positions",
+        "--max-source-tokens 5000: the model has 4096 positions",
         "129 new tokens, but the decoder has 128 positions",
         "--keep-as 'nonsense': give old=new",
         "--max-errors 'some'",

@@ -15,7 +15,7 @@ from pipelines.run_directory.ownership import Ownership
 from pipelines.storage import Location
 from tests.pipelines.owners import other_owner, owner_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_living_owner_keeps_the_directory(place: Location, quick: None) -> None:
