@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longformer_core.hub import resolve
-from pipelines.rows import ERROR, row_error
+from pipelines.rows import ERROR, InputColumn, row_error
 
 if TYPE_CHECKING:
     from pipelines.tasks.base import Document, Task
@@ -181,7 +181,7 @@ def prepare(task: "Task", block: pa.Table) -> pa.Table:
     """Return the windows of every document of a block (see `Task.prepare`)."""
     rows = _Rows(block.num_rows)
     for column in task.inputs:
-        for row, error in enumerate(_unusable(block.column(f"__{column.role}"), column)):
+        for row, error in enumerate(_unusable(block.column(column.name), column)):
             rows.errors[row] = rows.errors[row] or error
     texts = _texts(block.column("__text"), rows.errors)
     good = [row for row, error in enumerate(rows.errors) if error is None]
@@ -341,10 +341,12 @@ def _texts(column: pa.ChunkedArray, errors: Sequence[RowError]) -> pa.Array:
     return texts
 
 
-def _unusable(column: pa.ChunkedArray, what: Any) -> list[RowError]:
+def _unusable(column: pa.ChunkedArray, what: InputColumn) -> list[RowError]:
     """Return the error of every row without text. Control characters are text; blanks are not."""
     values = column.combine_chunks()
     errors = _not_utf8(values, what.role)
+    if not what.required:
+        return errors
     if what.kind == "words":
         return [
             error or _unusable_words(words.as_py(), what.role)
