@@ -30,7 +30,11 @@ class RunOptions(BaseModel):
     )
     output: str = Field(description="The run directory.")
     id_column: str | None = Field(None, description="Default: id; without such a column file#row.")
-    keep_columns: tuple[str, ...] = Field((), description="Input columns to carry over.")
+    keep_columns: tuple[str, ...] = Field(
+        (),
+        description="Input columns to carry over.",
+        json_schema_extra={"comma_separated": True},
+    )
     keep_as: tuple[str, ...] = Field(
         (),
         description="Carry a column over under another name.",
@@ -66,8 +70,7 @@ class RunOptions(BaseModel):
 
     def kept(self) -> dict[str, str]:
         """Return input columns to carry over, each with its name in the output."""
-        names = [name.strip() for given in self.keep_columns for name in given.split(",")]
-        kept = {name: name for name in names if name}
+        kept = {name: name for name in self.keep_columns}
         for pair in self.keep_as:
             old, equals, new = pair.partition("=")
             if not (equals and old and new):

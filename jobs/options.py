@@ -66,7 +66,8 @@ def _word(value: Any) -> str:
 def click_options(*models: type[BaseModel]) -> list[click.Option]:
     """Return a command-line option for every field of strict models, those required first.
 
-    A field's description is the help; a bool is a flag; a tuple may be given several times.
+    A field's description is the help; a bool is a flag; a tuple may be given several times, or
+    at once with commas between if the field says `comma_separated`.
     """
     fields = {name: field for model in models for name, field in model.model_fields.items()}
     ordered = sorted(fields.items(), key=lambda item: not item[1].is_required())
@@ -87,7 +88,9 @@ def _click_option(name: str, field: FieldInfo) -> click.Option:
     elif kind is bool:
         settings["is_flag"] = True
     elif get_origin(kind) is tuple:
-        settings |= {"multiple": True, "metavar": extra.get("metavar", "A,B")}
+        settings["multiple"] = True
+        if extra.get("comma_separated"):
+            settings |= {"metavar": "A,B", "callback": _split}
     elif get_origin(kind) is Literal:
         settings["type"] = click.Choice(list(get_args(kind)))
     elif kind in (int, float):
@@ -96,6 +99,11 @@ def _click_option(name: str, field: FieldInfo) -> click.Option:
     if "metavar" in extra:
         settings["metavar"] = extra["metavar"]
     return click.Option([flag], **settings)
+
+
+def _split(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name.strip() for value in given for name in value.split(",")]
+    return tuple(name for name in names if name)
 
 
 def _plain_type(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:

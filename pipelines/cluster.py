@@ -9,13 +9,16 @@ import functools
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import torch
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.errors import Refused
@@ -51,11 +54,12 @@ def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` or RAY_ADDRESS, else run an embedded one for this block.
 
     A program that has called `ray.init` itself keeps its cluster, before, in and after the block.
+    Environment, loggers and the handler of SIGTERM are as before when the block ends.
     Raises: Refused if the cluster cannot be joined or is too small for a resume to be scheduled.
     """
-    _quiet()
     address = address or os.environ.get("RAY_ADDRESS")
-    with contextlib.ExitStack() as stack:
+    with _put_back(), contextlib.ExitStack() as stack:
+        _quiet()
         joined = bool(address) or ray.is_initialized()
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
@@ -67,6 +71,48 @@ def connect(address: str | None) -> Iterator[Cluster]:
                 "tokenizer, one for the checkpoint filter of a resume"
             )
         yield cluster
+
+
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """Undo at the end what we and Ray change in this process for a run."""
+    environment = _ray_environment()
+    loggers = [
+        (logger, logger.level, [(handler, handler.level) for handler in logger.handlers])
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "ray"
+    ]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        for name in _ray_environment().keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        for logger, level, handlers in loggers:
+            logger.setLevel(level)
+            logger.handlers = [handler for handler, _ in handlers]
+            for handler, handler_level in handlers:
+                handler.setLevel(handler_level)
+        if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+            signal.signal(signal.SIGTERM, on_sigterm)
+        if not ray.is_initialized():
+            _read_token_anew()
+
+
+def _ray_environment() -> dict[str, str]:
+    ours = ("PYTHONPATH", "PYTHONBREAKPOINT")
+    return {k: v for k, v in os.environ.items() if k.startswith("RAY_") or k in ours}
+
+
+def _read_token_anew() -> None:
+    """Have Ray's core look at RAY_AUTH_MODE and for the token again when it next needs them.
+
+    It reads both once per process. Without this a program's own `ray.init` after a run would start
+    a cluster that asks for the program's token and show it ours, and the other way round.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _quiet() -> None:
@@ -115,6 +161,7 @@ def _embedded() -> Iterator[None]:
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         environment["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
     os.environ.update(environment)
+    _read_token_anew()
     ray.init(
         address="local",
         num_cpus=num_cores() + EXTRA_CPUS,
@@ -128,7 +175,7 @@ def _embedded() -> Iterator[None]:
 
 @functools.cache
 def _token_file() -> Path:
-    """A token for the clusters of this process, whose core reads it only once."""
+    """A token for the clusters of this process."""
     private = tempfile.TemporaryDirectory(prefix="longhaul-")
     atexit.register(private.cleanup)
     token = Path(private.name, "token")

@@ -76,18 +76,18 @@ def undisturbed(corpus: Path, led_directory: Path) -> dict[str, str]:
 
     Distinct, or no comparison could see.
     """
-    import pyarrow as pa
     import pyarrow.dataset as pads
 
+    from pipelines.batch.worker import Worker
+    from tests.pipelines.asking import documents, outputs
     from tests.pipelines.drive import make_task
 
     table = pads.dataset(str(corpus)).to_table()
+    texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
     task = make_task(str(led_directory))
-    ids = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids.to_pylist()
-    worker = task.load_worker("cpu", num_threads=torch.get_num_threads(), memory_share=0.5)
-    names = table["id"].to_pylist()
-    outputs = worker(list(zip(names, ids, strict=True)), lambda: None)
-    rows = {names[index]: output.columns["summary"] for index, output in outputs}
+    worker = Worker(task, "cpu", num_threads=torch.get_num_threads(), memory_share=0.5)
+    answers = outputs(worker, documents(task, texts))
+    rows = {name: output.columns["summary"] for name, output in answers.items()}
     assert len(rows) == NUM_ROWS
     assert len(set(rows.values())) > 0.9 * NUM_ROWS
     return rows

@@ -1,6 +1,8 @@
 """Imports run one way; the table here is the design, read from the sources by their syntax."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +161,19 @@ def test_the_table_catches(module: str, source: str) -> None:
 )
 def test_the_table_lets_pass(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "pipelines" / "tasks").glob("*.py")), ids=lambda file: file.stem
+)
+def test_a_task_is_imported_without_a_graph_and_without_torch(file: Path) -> None:
+    """A process that only prepares starts in a moment, and every graph can use every task."""
+    name = module_name(file).removesuffix(".__init__")
+    program = f"import sys, {name}; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    loaded = run.stdout.split()
+    assert name in loaded
+    heavy = ("torch", "ray", "pipelines.batch", "pipelines.train", "pipelines.serve")
+    assert [n for n in loaded if any(n == h or n.startswith(h + ".") for h in heavy)] == []

@@ -19,10 +19,10 @@ from ray.data.exceptions import SystemException
 
 from pipelines.batch.audit import Written, audit, read_written, write_dead_letter
 from pipelines.batch.graph import build, configured, started_ledger, write
-from pipelines.batch.ledger import Snapshot, Tally
+from pipelines.batch.ledger import Snapshot, Tally, budget_message
+from pipelines.batch.monitor import Monitor
 from pipelines.batch.progress import show_progress
 from pipelines.batch.resources import Resources, plan_resources
-from pipelines.batch.watch import Watch, budget_message, counts
 from pipelines.cluster import Cluster, check_visible, connect
 from pipelines.corpus.listing import Corpus
 from pipelines.errors import BudgetExceeded, PipelineError, Refused, RunFailed
@@ -118,7 +118,7 @@ class _Attempt:
         self.fingerprint, self.max_failed = fingerprint, max_failed
         self.total = Tally()
         self.timings: dict[str, float] = {}
-        self.watch: Watch | None = None
+        self.monitor: Monitor | None = None
 
     def execute(self, options: BatchOptions) -> Report:
         """Do what is left to do and finalize; whatever ends it early is in the status."""
@@ -161,7 +161,7 @@ class _Attempt:
                 started_ledger(self.max_failed, before.failed) as ledger,
                 show_progress(rows_in, before) as show,
             ):
-                self.watch = watch = Watch(
+                self.monitor = monitor = Monitor(
                     self.run,
                     ledger,
                     rows_in=rows_in,
@@ -170,11 +170,11 @@ class _Attempt:
                     show=show,
                 )
                 try:
-                    with watch:
+                    with monitor:
                         write(build(self.task, self.corpus, resources, ledger), self.run)
                 finally:
-                    self.total = watch.total
-                    self._note_times(watch.snapshot, time.monotonic() - started, resources)
+                    self.total = monitor.total
+                    self._note_times(monitor.snapshot, time.monotonic() - started, resources)
 
     def _announce(self, resources: Resources, before: Tally) -> None:
         """What a reader of the log needs to know before the first row."""
@@ -238,17 +238,17 @@ class _Attempt:
         if not self.run.ownership.held:
             return  # another process has the directory now, and says there how it stands
         try:
-            self.run.write_status(state, *counts(self.corpus.num_rows, self.total), message)
+            self.run.write_status(state, *self.total.counts(self.corpus.num_rows), message)
         except OSError as error:  # a full disk must not hide the error that filled it
             logger.warning("status cannot be written: %s", error)
 
     def end_by_signal(self, number: int) -> NoReturn:
         """Say so on the disk first: whoever sent the signal may not wait long."""
-        if self.watch is not None:
-            self.total = self.watch.total
+        if self.monitor is not None:
+            self.total = self.monitor.total
         self._status("cancelled", f"ended by {signal.Signals(number).name}")
-        if self.watch is not None:
-            self.watch.flush_metrics()
+        if self.monitor is not None:
+            self.monitor.flush_metrics()
         with contextlib.suppress(OSError):
             self.run.ownership.release()
         print("cancelled; the same command goes on from here", file=sys.stderr, flush=True)

@@ -16,9 +16,9 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.batch.ledger import Ledger
+from pipelines.batch.monitor import MonitorCallback
 from pipelines.batch.resources import BLOCKS_AT_ONCE, BLOCKS_IN_FLIGHT, Resources
 from pipelines.batch.stages import Generate, Tokenize
-from pipelines.batch.watch import WatchCallback
 from pipelines.batch.worker_process import KEEP_MEMORY
 from pipelines.corpus.listing import ID, Corpus
 from pipelines.corpus.reading import CorpusDatasource
@@ -72,7 +72,7 @@ def configured(run: Run) -> Iterator[None]:
     context.enable_progress_bars = False
     context.max_errored_blocks = 0
     context.execution_options.preserve_order = False
-    context.custom_execution_callback_classes = [WatchCallback]
+    context.custom_execution_callback_classes = [MonitorCallback]
     # Their advice about memory and idle operators is for people who write graphs, not for users.
     context.issue_detectors_config.detectors = []
     with DataContext.current(context):

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.run_directory.schemas import RowCounts, TokenCounts
+
 
 @dataclass(frozen=True)
 class BlockAssignment:
@@ -41,6 +43,18 @@ class Tally:
     @property
     def failed(self) -> int:
         return self.errors.total()
+
+    def counts(self, rows_in: int) -> tuple[RowCounts, TokenCounts]:
+        """Return what `status.json` says of a run over so many rows."""
+        rows = RowCounts(rows_in=rows_in, ok=self.rows - self.failed, failed=self.failed)
+        return rows, TokenCounts(tokens_in=self.tokens_in, out=self.tokens_out)
+
+
+def budget_message(total: Tally, samples: dict[str, str]) -> str:
+    """Return what the user is told when too many rows failed. samples: a message a type."""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in total.errors.most_common())
+    lines = [f"  {kind}: {message}" for kind, message in samples.items()]
+    return "\n".join([f"{total.failed} rows failed ({kinds}), more than --max-errors", *lines])
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ class TaskOptions(BaseModel):
     )
     text_column: str = Field("text", description="The column that holds the document.")
     text_columns: tuple[str, ...] = Field(
-        (), description="Several columns that make the document together, in this order."
+        (),
+        description="Several columns that make the document together, in this order.",
+        json_schema_extra={"comma_separated": True},
     )
     separator: str = Field("\n\n", description="What stands between them. Default: a blank line.")
     instruction: str = Field("", description="A text put before every document.")

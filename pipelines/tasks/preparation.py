@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longformer_core.hub import resolve
-from pipelines.rows import ERROR, row_error
+from pipelines.rows import ERROR, InputColumn, row_error
 
 if TYPE_CHECKING:
     from pipelines.tasks.base import Document, Task
@@ -181,9 +181,9 @@ def prepare(task: "Task", block: pa.Table) -> pa.Table:
     """Return the windows of every document of a block (see `Task.prepare`)."""
     rows = _Rows(block.num_rows)
     for column in task.inputs:
-        for row, error in enumerate(_unusable(block.column(f"__{column.role}"), column)):
+        for row, error in enumerate(_unusable(block.column(column.name), column)):
             rows.errors[row] = rows.errors[row] or error
-    texts = _texts(block.column("__text"))
+    texts = _texts(block.column("__text"), rows.errors)
     good = [row for row, error in enumerate(rows.errors) if error is None]
     encoded = _encode(task, texts.take(pa.array(good, pa.int64())))
     for row, (ids, offsets), frames in zip(good, encoded, task.frames(block, good), strict=True):
@@ -330,21 +330,28 @@ def _encode(task: "Task", texts: pa.Array) -> Iterator[tuple[np.ndarray, np.ndar
         yield values[ends[row] + before : ends[row + 1] - after], None
 
 
-def _texts(column: pa.ChunkedArray) -> pa.Array:
-    """Return the documents as text; words are joined by single spaces."""
+def _texts(column: pa.ChunkedArray, errors: Sequence[RowError]) -> pa.Array:
+    """Return the documents as text, null where a row has an error; words joined by spaces."""
     texts = column.combine_chunks()
+    is_good = pa.array([error is None for error in errors], pa.bool_())
+    texts = pc.if_else(is_good, texts, pa.scalar(None, texts.type))
     if pa.types.is_large_list(texts.type):
-        joined = [None if not w or None in w else " ".join(w) for w in texts.to_pylist()]
+        joined = [None if words is None else " ".join(words) for words in texts.to_pylist()]
         return pa.array(joined, pa.large_string())
     return texts
 
 
-def _unusable(column: pa.ChunkedArray, what: Any) -> list[RowError]:
+def _unusable(column: pa.ChunkedArray, what: InputColumn) -> list[RowError]:
     """Return the error of every row without text. Control characters are text; blanks are not."""
     values = column.combine_chunks()
-    if what.kind == "words":
-        return [_unusable_words(words, what.role) for words in values.to_pylist()]
     errors = _not_utf8(values, what.role)
+    if not what.required:
+        return errors
+    if what.kind == "words":
+        return [
+            error or _unusable_words(words.as_py(), what.role)
+            for error, words in zip(errors, values, strict=True)
+        ]
     readable = pc.if_else(pa.array([e is None for e in errors], pa.bool_()), values, "-")
     blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(readable)), 0).to_pylist()
     for row, is_blank in enumerate(blank):
@@ -368,8 +375,10 @@ def _not_utf8(texts: pa.Array, role: str) -> list[RowError]:
     errors: list[RowError] = [None] * len(texts)
 
     def is_bad(values: pa.Array) -> bool:
+        # The words of these rows alone: a list would have all of its array's looked at.
+        strings = values.flatten() if pa.types.is_large_list(values.type) else values
         try:
-            values.validate(full=True)
+            strings.validate(full=True)
         except pa.ArrowInvalid:
             return True
         return False

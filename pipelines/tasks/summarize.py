@@ -153,7 +153,7 @@ class Summarize(Task):
             if len(windows) == 1 or len(levels) > self.options.max_rounds:
                 break
             ids = np.asarray(tokenizer.encode("\n".join(texts), add_special_tokens=False), np.int32)
-            if len(ids) >= sum(window.size for window in windows):
+            if len(ids) >= windows[-1].start + windows[-1].size:
                 break  # summaries as long as what they summarize never fit
             windows, error = cut(self, ids, [single_frame(tokenizer, is_first_global=True)])
             assert error is None, error

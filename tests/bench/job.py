@@ -23,6 +23,7 @@ they are dear (above some 8 us) that alone can be more than the goal allows.
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import statistics
 import tempfile
@@ -39,9 +40,9 @@ import torch
 import transformers
 
 from longformer_core import LEDForConditionalGeneration
-from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from pipelines.cluster import connect, num_cores
+from pipelines.tasks.summarize import SummarizeOptions
 from tests.bench.contestants import (
     GEOMETRIES,
     MUST_AGREE,
@@ -54,6 +55,7 @@ from tests.bench.contestants import (
 from tests.bench.measure import emit, new_page_us
 from tests.bench.timed_job import Timed, job_rows, job_seconds, run_job
 from tests.helpers import data_folder, make_led_directory
+from tests.pipelines.asking import prepare
 
 BEAMS, SOURCE_TOKENS, LOOP_BATCH = 4, 2000, 4
 JOB_MEMORY = 3 * 2**30
@@ -79,8 +81,9 @@ def make_corpus(folder: Path, data: Path, num_documents: int) -> Path:
 
 def make_work(task: Timed, corpus: Path) -> Work:
     """Encode the corpus as the job does."""
-    texts = pq.read_table(corpus)["text"].cast(pa.large_string())
-    documents = task.load_encoder()(texts).input_ids.to_pylist()
+    prepared = prepare(task, pq.read_table(corpus)["text"].cast(pa.large_string()))
+    windows = prepared["__windows"].to_pylist()
+    documents = [row[0]["input_ids"] for row in windows]
     return Work(documents, [task.generation.total_length - 1] * len(documents), task.generation)
 
 
@@ -129,16 +132,17 @@ class Bench:
 
     def make_task(self, name: str) -> Timed:
         num_new = self.given.new_tokens
-        options = GenerationConfig.from_pretrained(self.model).replace(
-            num_beams=BEAMS, max_new_tokens=num_new, min_new_tokens=num_new
-        )
-        return Timed(
+        options = SummarizeOptions(
             model=str(self.model),
-            generation=options,
+            num_beams=BEAMS,
+            max_new_tokens=num_new,
             max_source_tokens=SOURCE_TOKENS,
             dtype=self.dtype,
-            note=str(self.folder / f"first-{name}"),
         )
+        task = Timed.from_options(options, device="cpu")
+        generation = task.generation.replace(min_new_tokens=num_new)
+        note = str(self.folder / f"first-{name}")
+        return dataclasses.replace(task, generation=generation, note=note)
 
     def round(self, number: int) -> dict[str, float]:
         """Run each contestant once, in turn; return their seconds and what else was measured."""

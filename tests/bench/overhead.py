@@ -12,6 +12,7 @@ for each row count.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -31,12 +32,14 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from longformer_core.generation.config import GenerationConfig
 from pipelines.batch.driver import versions
+from pipelines.batch.worker import Worker
 from pipelines.cluster import connect
-from pipelines.tasks.summarize import Summarize, SummarizeWorker
+from pipelines.tasks.base import Document
+from pipelines.tasks.summarize import Summarize, SummarizeOptions
 from tests.bench.timed_job import Timed, job_rows, job_seconds, run_job
 from tests.helpers import make_led_directory, trained_tokenizer_directory
+from tests.pipelines.asking import documents, outputs
 
 NUM_TOKENS, NEW_TOKENS, VOCABULARY, THREADS = 200, 16, 5000, 2
 
@@ -71,26 +74,27 @@ def make_corpus(folder: Path, task: Summarize, num_rows: int) -> Path:
 
 
 def make_task(model: Path, note: Path) -> Timed:
-    generation = GenerationConfig.from_pretrained(model).replace(
-        num_beams=1, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+    options = SummarizeOptions(
+        model=str(model), num_beams=1, max_new_tokens=NEW_TOKENS, max_source_tokens=1024
     )
-    return Timed(model=str(model), generation=generation, max_source_tokens=1024, note=str(note))
+    task = Timed.from_options(options, device="cpu")
+    generation = task.generation.replace(min_new_tokens=NEW_TOKENS)
+    return dataclasses.replace(task, generation=generation, note=str(note))
 
 
-def loop_blocks(task: Timed, corpus: Path, block_rows: int) -> list[list[tuple[str, Any]]]:
-    """The token ids of the corpus in blocks as large as the job's."""
+def loop_blocks(task: Timed, corpus: Path, block_rows: int) -> list[list[Document]]:
+    """The documents of the corpus in blocks as large as the job's."""
     table = pads.dataset(str(corpus)).to_table().sort_by("id")
-    ids = table["id"].to_pylist()
-    encoded = task.load_encoder()(table["text"].cast(pa.large_string())).input_ids
-    documents = [(name, encoded[i].values.to_numpy().copy()) for i, name in enumerate(ids)]
-    return [documents[i : i + block_rows] for i in range(0, len(documents), block_rows)]
+    texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    found = documents(task, texts)
+    return [found[i : i + block_rows] for i in range(0, len(found), block_rows)]
 
 
-def run_loop(worker: SummarizeWorker, blocks: list[list[tuple[str, Any]]]) -> dict[str, str]:
+def run_loop(worker: Worker, blocks: list[list[Document]]) -> dict[str, str]:
     rows = {}
     for block in blocks:
-        for index, output in worker(block, lambda: None):
-            rows[block[index][0]] = output.columns["summary"]
+        for name, output in outputs(worker, block).items():
+            rows[name] = output.columns["summary"]
     return rows
 
 
@@ -100,7 +104,7 @@ def bench_time(num_rows: int, rounds: int, num_workers: int) -> None:
     corpus = make_corpus(folder / "corpus", make_task(model, folder / "unused"), num_rows)
     plain = make_task(model, folder / "loop")
     blocks = loop_blocks(plain, corpus, 128)
-    worker = plain.load_worker("cpu", THREADS, 0.5)
+    worker = Worker(plain, "cpu", THREADS, 0.5)
     job_s, loop_s = [], []
     for number in range(rounds):
         started = time.monotonic()

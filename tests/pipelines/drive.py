@@ -3,6 +3,7 @@
 Takes the arguments of `drive` as one JSON object. Exits as a job does.
 """
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -10,12 +11,9 @@ from typing import Any
 import ray
 
 from jobs.options import exit_code
-from jobs.summarize import fingerprint_of
-from longformer_core.generation.config import GenerationConfig
-from pipelines.batch.driver import BatchOptions, Report, run_batch
+from pipelines.batch import BatchOptions, Report, run_batch
 from pipelines.corpus.listing import list_corpus
-from pipelines.rows import InputColumn
-from pipelines.storage import locate
+from pipelines.tasks.summarize import SummarizeOptions
 from tests.pipelines.faults import Accident
 
 
@@ -23,9 +21,11 @@ def make_task(
     model: str, generation: dict[str, Any] | None = None, task: dict[str, Any] | None = None
 ) -> Accident:
     """Return the task of a run. `task` are the accidents, and what else is not the usual."""
-    settings = {"max_new_tokens": 16, "no_repeat_ngram_size": 3} | (generation or {})
-    options = GenerationConfig.from_pretrained(model).replace(**settings)
-    return Accident(model=model, generation=options, **{"max_source_tokens": 512} | (task or {}))
+    given = {"max_new_tokens": 16, "no_repeat_ngram_size": 3, "max_source_tokens": 512}
+    given |= (generation or {}) | (task or {})
+    options = {k: given.pop(k) for k in list(given) if k in SummarizeOptions.model_fields}
+    made = Accident.from_options(SummarizeOptions(model=model, **options), device="cpu")
+    return dataclasses.replace(made, **given)
 
 
 def drive(
@@ -42,18 +42,10 @@ def drive(
     """Run the real job's pipeline over `corpus`, with `tests.pipelines.faults.Accident` as task."""
     if num_cpus is not None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
-    listed = list_corpus(
-        [corpus], inputs=[InputColumn("text", ("text",))], id_column=None, kept={}, limit=limit
-    )
     accident = make_task(model, generation, task)
-    return run_batch(
-        accident,
-        listed,
-        locate(output),
-        fingerprint=fingerprint_of(accident, listed),
-        recorded={},
-        options=BatchOptions(**{"device": "cpu", "rows_per_block": 8} | options),
-    )
+    listed = list_corpus([corpus], inputs=accident.inputs, id_column=None, kept={}, limit=limit)
+    settings = {"device": "cpu", "rows_per_block": 8} | options
+    return run_batch(accident, listed, output, options=BatchOptions(**settings))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tasks.base import Output
-from pipelines.tasks.summarize import Summarize, SummarizeWorker
+from pipelines.tasks.base import Document, Process
+from pipelines.tasks.preparation import tokenizer_of
+from pipelines.tasks.summarize import Summarize
 
 if TYPE_CHECKING:
     from torch import Tensor  # a process that only tokenizes starts without it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Accident(Summarize):
     """`explode` and `kill` are words: a document that holds one raises, or ends its process.
 
@@ -33,29 +35,39 @@ class Accident(Summarize):
     slow_s: float = 0.0
     company_s: float = 0.0
 
-    def load_worker(self, device: str, num_threads: int, memory_share: float) -> "AccidentWorker":
-        return AccidentWorker(self, device, num_threads, memory_share)
+    def load_engine(self, device: str, memory_share: float) -> Any:
+        return AccidentProneEngine(self, super().load_engine(device, memory_share))
+
+    def process(self, document: Document) -> Process:
+        if self.journal:
+            with open(Path(self.journal, f"{os.getpid()}.log"), "a", encoding="utf-8") as file:
+                file.write(document.id + "\n")
+        time.sleep(self.slow_s)
+        return (yield from super().process(document))
 
 
-class AccidentWorker(SummarizeWorker):
-    def __init__(self, task: Accident, device: str, num_threads: int, memory_share: float) -> None:
-        super().__init__(task, device, num_threads, memory_share)
-        self.accident = task
-        self.triggers = {
-            name: set(self.tokenizer.encode(" " + word)[1:-1])
+class AccidentProneEngine:
+    """An engine round whose model the accidents happen."""
+
+    def __init__(self, task: Accident, engine: Any) -> None:
+        self.task, self.engine = task, engine
+        tokenizer = tokenizer_of(task.model)
+        triggers = {
+            name: set(tokenizer.encode(" " + word)[1:-1])
             for name, word in (("explode", task.explode), ("kill", task.kill))
             if word
         }
         self.inside: set[int] = set()  # threads
         self.widest = 0
-        encode, decode_step = self.model.encode, self.model.decode_step
+        model = engine._model
+        encode, decode_step = model.encode, model.decode_step
 
         def accident_prone(input_ids: "Tensor", layout: Any) -> "Tensor":
             present = set(input_ids.tolist())
-            if self.triggers.get("kill") and self.triggers["kill"] <= present:
+            if triggers.get("kill") and triggers["kill"] <= present:
                 self._await_company(layout.num_documents)
                 os._exit(1)
-            if self.triggers.get("explode") and self.triggers["explode"] <= present:
+            if triggers.get("explode") and triggers["explode"] <= present:
                 raise RuntimeError("an exception on this document")
             return encode(input_ids, layout)
 
@@ -63,36 +75,25 @@ class AccidentWorker(SummarizeWorker):
             self._note_width(len(token_ids) // task.generation.num_beams)
             return decode_step(token_ids, *given)
 
-        self.model.encode = accident_prone  # type: ignore[method-assign]
-        self.model.decode_step = measured  # type: ignore[method-assign]
+        model.encode, model.decode_step = accident_prone, measured
 
-    def __call__(
-        self, documents: Sequence[tuple[str, Sequence[int]]], on_progress: Callable[[], None]
-    ) -> Iterator[tuple[int, Output]]:
-        for name, _ in documents:
-            self._note(name)
-            time.sleep(self.accident.slow_s)
+    def run(
+        self, requests: Sequence[Any], on_progress: Callable[[], None]
+    ) -> Iterator[tuple[int, Any]]:
         self.inside.add(threading.get_ident())
         try:
-            self._await_company(len(documents))
-            yield from super().__call__(documents, on_progress)
+            self._await_company(len(requests))
+            yield from self.engine.run(requests, on_progress)
         finally:
             self.inside.discard(threading.get_ident())
 
     def _await_company(self, num_documents: int) -> None:
-        deadline = time.monotonic() + self.accident.company_s
+        deadline = time.monotonic() + self.task.company_s
         while num_documents > 1 and len(self.inside) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _note(self, name: str) -> None:
-        if self.accident.journal:
-            path = os.path.join(self.accident.journal, f"{os.getpid()}.log")
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(name + "\n")
-
     def _note_width(self, num_documents: int) -> None:
-        if self.accident.journal and num_documents > self.widest:
+        if self.task.journal and num_documents > self.widest:
             self.widest = num_documents
-            path = os.path.join(self.accident.journal, f"{os.getpid()}.widest")
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(str(num_documents))
+            path = Path(self.task.journal, f"{os.getpid()}.widest")
+            path.write_text(str(num_documents), encoding="utf-8")

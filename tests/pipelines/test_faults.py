@@ -14,20 +14,15 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 from jobs.options import exit_code
-from jobs.summarize import fingerprint_of
-from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenization.tokenizer import LEDTokenizerFast
-from pipelines.batch.driver import BatchOptions, Report, run_batch
+from pipelines.batch import BatchOptions, Report, run_batch
 from pipelines.corpus.listing import list_corpus
 from pipelines.errors import BudgetExceeded
 from pipelines.rows import InputColumn, output_schema
 from pipelines.run_directory.schemas import Manifest, Status
-from pipelines.storage import locate
-from pipelines.tasks.summarize import COLUMNS
 from tests.helpers import corpus_texts, make_led_directory
-from tests.pipelines.drive import drive
+from tests.pipelines.drive import drive, make_task
 from tests.pipelines.driving import begun, rows_of, summaries
-from tests.pipelines.faults import Accident
 from tests.pipelines.parquet import destroy_page, invalid_utf8, write
 
 POISON, EXPLODE = "\x7f", "\x06"
@@ -106,23 +101,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(source: Path, output: Path, model: Path, *, max_errors: str = "1%", **task: Any) -> Report:
+    given = {"max_source_tokens": MAX_SOURCE_TOKENS, "no_repeat_ngram_size": None}
+    accident = make_task(str(model), {"max_new_tokens": 8}, given | task)
     corpus = list_corpus(
-        [str(source)],
-        inputs=[InputColumn("text", ("text",))],
-        id_column=None,
-        kept={"year": "published"},
+        [str(source)], inputs=accident.inputs, id_column=None, kept={"year": "published"}
     )
-    generation = GenerationConfig.from_pretrained(model).replace(max_new_tokens=8)
-    settings = {"max_source_tokens": MAX_SOURCE_TOKENS, "generation": generation}
-    accident = Accident(model=str(model), **settings | task)
-    return run_batch(
-        accident,
-        corpus,
-        locate(str(output)),
-        fingerprint=fingerprint_of(accident, corpus),
-        recorded={},
-        options=BatchOptions(device="cpu", rows_per_block=4, max_errors=max_errors),
-    )
+    options = BatchOptions(device="cpu", rows_per_block=4, max_errors=max_errors)
+    return run_batch(accident, corpus, str(output), options=options)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +193,8 @@ def test_the_files_keep_the_contract(faulty: Path) -> None:
     assert {f.path for f in manifest.files} == {
         f"output/{p.name}" for p in (faulty / "output").iterdir()
     }
-    schema = output_schema(COLUMNS, pa.schema([("published", pa.int64())]))
+    summary = pa.schema([("summary", pa.large_string())])
+    schema = output_schema(summary, pa.schema([("published", pa.int64())]))
     for entry in manifest.files:
         data = (faulty / entry.path).read_bytes()
         assert (entry.bytes, entry.xxh64) == (len(data), xxhash.xxh64(data).hexdigest())
@@ -252,9 +238,8 @@ def test_a_document_that_kills_its_worker_is_given_up(
     tmp_path: Path,
 ) -> None:
     tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
-    listed = list_corpus(
-        [str(corpus)], inputs=[InputColumn("text", ("text",))], id_column=None, kept={}, limit=200
-    )
+    text = (InputColumn("text", ("text",)),)
+    listed = list_corpus([str(corpus)], inputs=text, id_column=None, kept={}, limit=200)
     tables = [pq.read_table(corpus / f.name).slice(0, f.num_rows) for f in listed.files]
     rows = {row["id"]: row["text"] for row in pa.concat_tables(tables).to_pylist()}
     tokens = {name: set(tokenizer.encode(text)[:500]) for name, text in rows.items()}

@@ -7,7 +7,7 @@ import threading
 import psutil
 import pytest
 
-from pipelines.batch.heap import KEEP_MEMORY
+from pipelines.batch.worker_process import KEEP_MEMORY
 from pipelines.errors import Refused
 from tests.pipelines.driving import Trial, summaries, wait_for
 

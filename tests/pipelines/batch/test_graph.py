@@ -1,7 +1,5 @@
 """The batch graph: what it takes of a cluster, and workers that run several blocks at once."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,5 +66,3 @@ def test_a_worker_decodes_the_documents_of_two_blocks_together(
     rows = summaries(trial.output)
     assert len(rows) == 48
     assert rows.items() <= undisturbed.items()
-    timings = json.loads(Path(trial.output, "_manifest.json").read_text())["timings"]
-    assert 0 < timings["generate_s"] <= timings["graph_s"]

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.batch.ledger import Ledger, Order, Tally
+from pipelines.batch.ledger import BlockAssignment, Ledger, Tally
 
 
 def failures(n: int, rows: int = 10) -> Tally:
@@ -14,11 +14,10 @@ def failures(n: int, rows: int = 10) -> Tally:
 
 def test_a_block_without_accidents() -> None:
     ledger = Ledger(max_failed=5, failed_before=0)
-    assert ledger.begin("a", "w") == Order()
-    ledger.finish("a", Tally(rows=8, tokens_in=80, tokens_out=9, generate_s=2.0), {})
+    assert ledger.begin("a", "w") == BlockAssignment()
+    ledger.finish("a", Tally(rows=8, tokens_in=80, tokens_out=9), {})
     snapshot = ledger.snapshot()
     assert (snapshot.done.rows, snapshot.done.tokens_in, snapshot.done.tokens_out) == (8, 80, 9)
-    assert snapshot.done.generate_s == 2.0
     assert (snapshot.num_begun, snapshot.num_deaths, snapshot.over_budget) == (1, 0, False)
 
 
@@ -27,15 +26,15 @@ def test_a_block_that_lost_its_worker_is_run_one_by_one() -> None:
     ledger.begin("a", "first")
     ledger.begin("b", "another")
     # Nobody is guilty yet: all of the block's documents were in the worker together.
-    assert ledger.begin("a", "second") == Order(one_by_one=True)
-    assert ledger.begin("c", "second") == Order()
+    assert ledger.begin("a", "second") == BlockAssignment(one_by_one=True)
+    assert ledger.begin("c", "second") == BlockAssignment()
     assert ledger.snapshot().num_deaths == 1
 
 
 def test_a_block_that_begins_again_in_a_living_worker_lost_nothing() -> None:
     ledger = Ledger(5, 0)
     ledger.begin("a", "w")
-    assert ledger.begin("a", "w") == Order()
+    assert ledger.begin("a", "w") == BlockAssignment()
     assert ledger.snapshot().num_deaths == 0
 
 
@@ -45,7 +44,7 @@ def test_a_document_that_was_alone_is_given_up() -> None:
     ledger.begin("a", "2")
     ledger.alone("a", "good")
     ledger.alone("a", "bad")
-    assert ledger.begin("a", "3") == Order(one_by_one=True, given_up=frozenset({"bad"}))
+    assert ledger.begin("a", "3") == BlockAssignment(one_by_one=True, given_up=frozenset({"bad"}))
     # Before the first document is alone again, a death is nobody's fault.
     assert ledger.begin("a", "4").given_up == {"bad"}
     ledger.alone("a", "worse")
@@ -62,11 +61,11 @@ def test_one_death_can_hit_many_blocks_and_is_one_documents_fault() -> None:
     for block in ("a", "b"):
         ledger.begin(block, "1")
     for block in ("a", "b"):
-        assert ledger.begin(block, "2") == Order(one_by_one=True)
+        assert ledger.begin(block, "2") == BlockAssignment(one_by_one=True)
     assert ledger.snapshot().num_deaths == 1
     # One block has the worker for itself while the other waits for it.
     ledger.alone("a", "bad")
-    assert ledger.begin("b", "3") == Order(one_by_one=True)
+    assert ledger.begin("b", "3") == BlockAssignment(one_by_one=True)
     assert ledger.begin("a", "3").given_up == {"bad"}
     assert ledger.snapshot().num_deaths == 2
     # What is done cannot be blamed for a document of the other that is alone after it.
@@ -107,7 +106,7 @@ def test_the_budget_counts_rows_of_earlier_attempts() -> None:
     assert not ledger.begin("b", "w").stop
     ledger.finish("b", failures(1), {})
     assert ledger.snapshot().over_budget
-    assert ledger.begin("c", "w") == Order(stop=True)
+    assert ledger.begin("c", "w") == BlockAssignment(stop=True)
     assert ledger.snapshot().num_begun == 2
 
 
@@ -173,8 +172,8 @@ def test_totals_of_any_order(blocks: list[tuple[int, int, int]]) -> None:
 
 
 def test_tallies_add_up() -> None:
-    one = Tally(1, 2, 3, Counter({"NullText": 1}), 0.5)
-    two = Tally(10, 20, 30, Counter({"NullText": 1, "NonFinite": 2}), 1.0)
-    assert one + two == Tally(11, 22, 33, Counter({"NullText": 2, "NonFinite": 2}), 1.5)
+    one = Tally(1, 2, 3, Counter({"NullText": 1}))
+    two = Tally(10, 20, 30, Counter({"NullText": 1, "NonFinite": 2}))
+    assert one + two == Tally(11, 22, 33, Counter({"NullText": 2, "NonFinite": 2}))
     assert (one + two).failed == 4
     assert one + Tally() == one

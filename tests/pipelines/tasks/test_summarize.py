@@ -1,4 +1,4 @@
-"""Text to token ids, with every row accounted for; ids to summaries; what a fingerprint covers."""
+"""Documents to summaries, in one window or several; what a fingerprint covers."""
 
 import ctypes
 import dataclasses
@@ -10,156 +10,70 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from longformer_core.errors import OutOfMemoryError
 from longformer_core.generation import memory
-from longformer_core.generation.config import GenerationConfig
 from longformer_core.tokenization.tokenizer import LEDTokenizerFast
+from pipelines.batch.worker import Worker
+from pipelines.errors import Refused
 from pipelines.run_directory.directory import differences
-from pipelines.tasks.base import Encoded
-from pipelines.tasks.summarize import Summarize, row_seed
+from pipelines.tasks.base import Document
+from pipelines.tasks.preparation import Window
+from pipelines.tasks.summarize import Summarize, SummarizeOptions, row_seed
 from tests.helpers import corpus_texts
-from tests.pipelines.parquet import invalid_utf8
+from tests.pipelines.asking import documents, outputs
 
 
 def task_of(directory: Path, **options: Any) -> Summarize:
-    generation = GenerationConfig.from_pretrained(directory).replace(max_new_tokens=8)
-    values = {"model": str(directory), "generation": generation, "max_source_tokens": 64}
-    return Summarize(**values | options)
+    given = {"model": str(directory), "max_new_tokens": 8, "max_source_tokens": 64} | options
+    return Summarize.from_options(SummarizeOptions(**given), device="cpu")
 
 
-def encode(task: Summarize, texts: Any) -> Encoded:
-    array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-    return task.load_encoder()(pa.chunked_array([array], pa.large_string()))
+def summaries(task: Summarize, texts: dict[str, str]) -> dict[str, str]:
+    answers = outputs(Worker(task, "cpu", 2, 0.5), documents(task, texts))
+    assert all(output.error is None for output in answers.values())
+    return {name: answers[name].columns["summary"] for name in texts}
 
 
-def kinds(encoded: Encoded) -> list[str | None]:
-    return [e["type"] if e else None for e in encoded.errors]
+def document(name: str, ids: list[int]) -> Document:
+    window = Window(np.array(ids, np.int32), (0,), 0, 1, len(ids) - 2)
+    return Document(name, [window])
 
 
-# --- encoding ---
+# --- options ---
 
 
-def test_whole_documents_are_encoded_as_the_tokenizer_does(led_directory: Path) -> None:
-    tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
-    texts = [text[:150] for text in corpus_texts(5)]
-    encoded = encode(task_of(led_directory, max_source_tokens=512), texts)
-    assert encoded.input_ids.to_pylist() == [tokenizer.encode(t) for t in texts]
-    assert encoded.input_ids.type == pa.large_list(pa.int32())
-    assert encoded.num_tokens_in.to_pylist() == [len(tokenizer.encode(t)) for t in texts]
-    assert encoded.num_windows.to_pylist() == [1] * 5
-    assert encoded.truncated.to_pylist() == [False] * 5
-    assert encoded.coverage.to_pylist() == [1.0] * 5
-    assert encoded.errors == [None] * 5
+def test_everything_that_is_wrong_is_said_at_once(led_directory: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        task_of(
+            led_directory,
+            max_source_tokens=5000,
+            window_tokens=4097,
+            stride_tokens=4095,
+            max_new_tokens=129,
+        )
+    problems = refused.value.problems
+    assert len(problems) == 5
+    for said in (
+        "--max-source-tokens 5000: the model has 4096 positions",
+        "--window-tokens 4097: the model has 4096 positions",
+        "--stride-tokens 4095: a window of 4097 tokens must share less than that",
+        "--window-tokens and --stride-tokens need --on-long windows",
+        "129 new tokens, but the decoder has 128 positions",
+    ):
+        assert any(said in problem for problem in problems), said
 
 
-def test_text_that_is_not_there(led_directory: Path) -> None:
-    blanks = ["", " ", "\n\t \r\n", "\u00a0\u3000", "\x0b\x0c"]
-    encoded = encode(task_of(led_directory), [None, *blanks, "there"])
-    assert kinds(encoded) == ["NullText", *["EmptyText"] * len(blanks), None]
-    assert all(e["stage"] == "read" for e in encoded.errors if e)
-    for column in ("input_ids", "num_tokens_in", "num_windows", "truncated", "coverage"):
-        assert getattr(encoded, column).is_null().to_pylist() == [True] * 6 + [False]
-
-
-def test_strange_text_is_good_text(led_directory: Path) -> None:
-    tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
-    strange = {
-        "control": "a\x00b\x01\x07\x1b[31m\x7f",
-        "only control": "\x00\x01",
-        "emoji": "👩‍👩‍👧‍👦 family 🇪🇺 \U0001f9ff",
-        "right to left": "שלום עולם \u202eabc\u202c مرحبا بالعالم",
-        "combining": "e\u0301" * 20,
-        "zero width": "\u200b\ufeff",
-        "special": "</s> <s> <pad> <mask> <unk>",
-        "astral": "\U0010ffff\ue000\ufffe",
-    }
-    encoded = encode(task_of(led_directory, max_source_tokens=512), list(strange.values()))
-    assert dict(zip(strange, kinds(encoded), strict=True)) == dict.fromkeys(strange)
-    assert encoded.input_ids.to_pylist() == [tokenizer.encode(t) for t in strange.values()]
-
-
-def test_bytes_that_are_not_utf8_fail_their_row_only(led_directory: Path) -> None:
-    broken = [b"\xff\xfe", b"cut \xe2\x82", b"surrogate \xed\xa0\x80", b"latin caf\xe9"]
-    rows = [b"before", *broken, None, b"  ", b"after"]
-    task = task_of(led_directory)
-    encoded = encode(task, invalid_utf8(rows))
-    assert kinds(encoded) == [None, *["ReadError"] * 4, "NullText", "EmptyText", None]
-    assert all("UTF-8" in e["message"] for e in encoded.errors[1:5] if e)
-    alone = encode(task, ["before", "after"]).input_ids.to_pylist()
-    assert [ids for ids in encoded.input_ids.to_pylist() if ids] == alone
-
-
-@pytest.mark.parametrize("rows", [[], [None], [""], [None, None]])
-def test_blocks_without_a_single_text(led_directory: Path, rows: list[str | None]) -> None:
-    encoded = encode(task_of(led_directory), rows)
-    assert len(encoded.input_ids) == len(encoded.errors) == len(rows)
-    assert encoded.input_ids.null_count == len(rows)
-    assert encoded.truncated.type == pa.bool_()
-    assert encoded.coverage.type == pa.float64()
-
-
-def test_slices_and_chunks_are_read_from_their_own_place(led_directory: Path) -> None:
-    task = task_of(led_directory)
-    texts = [*[t[:90] for t in corpus_texts(6)], None, ""]
-    whole = pa.array(texts, pa.large_string())
-    expected = encode(task, whole)
-    encoded = task.load_encoder()(pa.chunked_array([whole[:1], whole[1:1], whole[1:5], whole[5:]]))
-    assert encoded.input_ids.to_pylist() == expected.input_ids.to_pylist()
-    assert encoded.errors == expected.errors
-    tail = encode(task, whole[3:])
-    assert tail.input_ids.to_pylist() == expected.input_ids.to_pylist()[3:]
-
-
-def test_a_cut_keeps_the_end_token_and_says_so(led_directory: Path) -> None:
-    tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
-    text = corpus_texts(1, 500)[0]
-    ids = tokenizer.encode(text)
-    encoded = encode(task_of(led_directory, max_source_tokens=40), [text, "short"])
-    assert encoded.input_ids.to_pylist()[0] == [*ids[:39], 2]
-    assert encoded.num_tokens_in.to_pylist()[0] == len(ids)
-    assert encoded.truncated.to_pylist() == [True, False]
-    assert encoded.coverage.to_pylist() == [38 / (len(ids) - 2), 1.0]
-
-
-@settings(max_examples=25, deadline=None)
-@given(rows=st.lists(st.none() | st.integers(0, 30), max_size=12), limit=st.integers(3, 24))
-def test_counts_of_any_block(led_directory: Path, rows: list[int | None], limit: int) -> None:
-    # "a" is one token and so is every " a": the number of tokens is known beforehand.
-    texts = [None if n is None else " ".join(["a"] * n) for n in rows]
-    encoded = encode(task_of(led_directory, max_source_tokens=limit), texts)
-    for row, n in enumerate(rows):
-        ids = encoded.input_ids[row].as_py()
-        if not n:
-            assert ids is None
-            assert encoded.num_tokens_in[row].as_py() is None
-            assert kinds(encoded)[row] == ("NullText" if n is None else "EmptyText")
-            continue
-        seen = min(n, limit - 2)
-        assert encoded.num_tokens_in[row].as_py() == n + 2
-        assert (len(ids), ids[0], ids[-1]) == (seen + 2, 0, 2)
-        assert encoded.coverage[row].as_py() == seen / n
-        assert encoded.truncated[row].as_py() == (seen < n)
-
-
-def test_on_long_error(led_directory: Path) -> None:
-    texts = ["a " * 100, "a b c", None, "a b c d"]
-    encoded = encode(task_of(led_directory, max_source_tokens=5, on_long="error"), texts)
-    assert kinds(encoded) == ["TooLong", None, "NullText", "TooLong"]
-    assert encoded.errors[3] == {
-        "stage": "tokenize",
-        "type": "TooLong",
-        "message": "6 tokens, max_source_tokens is 5; cut it or raise the limit",
-    }
-    assert encoded.num_tokens_in.to_pylist()[1:] == [5, None, 6]
-    assert encoded.input_ids.is_null().to_pylist() == [True, False, True, True]
-    assert encoded.truncated.to_pylist() == [None, False, None, None]
+def test_what_is_not_asked_for_is_the_models(led_directory: Path) -> None:
+    task = Summarize.from_options(SummarizeOptions(model=str(led_directory)), device="cpu")
+    assert (task.max_source_tokens, task.window_tokens, task.stride_tokens) == (4096, 4096, 0)
+    assert (task.dtype, task.generation.num_beams, task.generation.max_length) == ("float32", 2, 24)
+    on_gpu = Summarize.from_options(SummarizeOptions(model=str(led_directory)), device="cuda")
+    assert on_gpu.dtype == "bfloat16"
 
 
 # --- generating ---
@@ -167,19 +81,15 @@ def test_on_long_error(led_directory: Path) -> None:
 
 def test_a_worker_answers_every_document_with_its_own_summary(led_directory: Path) -> None:
     task = task_of(led_directory)
-    texts = [text[:200] for text in corpus_texts(6)]
-    documents = [
-        (f"row {i}", ids) for i, ids in enumerate(encode(task, texts).input_ids.to_pylist())
-    ]
-    worker = pickle.loads(pickle.dumps(task)).load_worker("cpu", 2, 0.5)
+    asked = documents(task, {f"row {i}": text[:200] for i, text in enumerate(corpus_texts(6))})
+    worker = Worker(pickle.loads(pickle.dumps(task)), "cpu", 2, 0.5)
     calls = []
-    together = dict(worker(documents, lambda: calls.append(1)))
-    assert sorted(together) == list(range(6))
+    together = {asked[i].id: o for i, o in worker(asked, lambda: calls.append(1))}
+    assert sorted(together) == [one.id for one in asked]
     assert len({output.columns["summary"] for output in together.values()}) == 6
     assert calls
-    for index, document in enumerate(documents):
-        ((_, alone),) = worker([document], lambda: None)
-        assert alone == together[index]
+    for one in asked:
+        assert outputs(worker, [one]) == {one.id: together[one.id]}
     tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
     for output in together.values():
         assert output.error is None
@@ -194,19 +104,19 @@ def test_a_worker_computes_with_the_threads_it_was_given(led_directory: Path) ->
 
     A new thread takes over torch's number with its first operation of the right kind only.
     """
-    documents = [("row", [0, *range(100, 130), 2])]
     found: dict[str, int] = {}
 
     def run() -> None:
-        worker = task_of(led_directory).load_worker("cpu", 3, 0.5)
-        encode = worker.model.encode
+        worker = Worker(task_of(led_directory), "cpu", 3, 0.5)
+        model = worker.engine._model
+        encode = model.encode
 
         def counting(input_ids: Any, layout: Any) -> Any:
             found[threading.current_thread().name] = _openmp_threads()
             return encode(input_ids, layout)
 
-        worker.model.encode = counting  # type: ignore[method-assign]
-        assert len(list(worker(documents, lambda: None))) == 1
+        model.encode = counting
+        assert len(outputs(worker, [document("row", [0, *range(100, 130), 2])])) == 1
 
     before = torch.get_num_threads()
     loader = threading.Thread(target=run, name="loader")
@@ -230,46 +140,44 @@ def _openmp_threads() -> int:
 def test_the_memory_is_shared(led_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document beyond a worker's share fails alone, and what fits in it is decoded."""
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)
-    documents = [("row", [0, *range(100, 130), 2])]
-    ((_, output),) = task_of(led_directory).load_worker("cpu", 2, 0.5)(documents, lambda: None)
-    assert output.error is None
-    ((_, output),) = task_of(led_directory).load_worker("cpu", 2, 1e-5)(documents, lambda: None)
-    assert isinstance(output.error, OutOfMemoryError)
+    row = document("row", [0, *range(100, 130), 2])
+    assert outputs(Worker(task_of(led_directory), "cpu", 2, 0.5), [row])["row"].error is None
+    starved = Worker(task_of(led_directory), "cpu", 2, 1e-5)
+    assert isinstance(outputs(starved, [row])["row"].error, OutOfMemoryError)
 
 
 def test_several_blocks_at_once_give_the_same_rows(led_directory: Path) -> None:
     task = task_of(led_directory)
-    texts = [text[: 100 + 20 * i] for i, text in enumerate(corpus_texts(24))]
-    rows = [(f"row {i}", ids) for i, ids in enumerate(encode(task, texts).input_ids.to_pylist())]
-    worker = task.load_worker("cpu", 2, 0.5)
-    one_by_one = [dict(worker([row], lambda: None))[0] for row in rows]
+    texts = {f"row {i}": text[: 100 + 20 * i] for i, text in enumerate(corpus_texts(24))}
+    rows = documents(task, texts)
+    worker = Worker(task, "cpu", 2, 0.5)
+    one_by_one = {row.id: outputs(worker, [row])[row.id] for row in rows}
     with ThreadPoolExecutor(3) as pool:
-        blocks = [rows[i : i + 6] for i in range(0, 24, 6)]
-        found = list(pool.map(lambda block: dict(worker(block, lambda: None)), blocks))
-    assert [block[i] for block in found for i in range(6)] == one_by_one
+        found = pool.map(lambda i: outputs(worker, rows[i : i + 6]), range(0, 24, 6))
+        together = {name: output for block in found for name, output in block.items()}
+    assert together == one_by_one
 
 
-def test_an_end_at_once_is_an_empty_summary(led_directory: Path) -> None:
-    generation = task_of(led_directory).generation.replace(
-        forced_bos_token_id=0, forced_eos_token_id=2, max_new_tokens=2, num_beams=1
-    )
-    task = task_of(led_directory, generation=generation)
-    ((_, output),) = task.load_worker("cpu", 2, 0.5)([("x", [0, 100, 2])], lambda: None)
+def test_an_end_at_once_is_an_empty_summary(led_directory: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(led_directory, tmp_path / "model"))
+    defaults = json.loads((model / "generation_config.json").read_text())
+    defaults |= {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(defaults))
+    worker = Worker(task_of(model, max_new_tokens=2, num_beams=1), "cpu", 2, 0.5)
+    output = outputs(worker, [document("x", [0, 100, 2])])["x"]
     assert output.columns == {"summary": ""}
     assert output.num_tokens_out == 0
 
 
 def test_sampling_depends_on_the_row_and_the_seed_alone(led_directory: Path) -> None:
-    sampling = task_of(led_directory).generation.replace(do_sample=True, num_beams=1)
-    worker = task_of(led_directory, generation=sampling).load_worker("cpu", 2, 0.5)
-    ids = encode(task_of(led_directory), [corpus_texts(1)[0][:300]]).input_ids.to_pylist()[0]
-    rows = [(name, ids) for name in "abcd"]
-    first = {i: o.columns["summary"] for i, o in worker(rows, lambda: None)}
-    assert len(set(first.values())) == 4
-    reverse = {i: o.columns["summary"] for i, o in worker(rows[::-1], lambda: None)}
-    assert reverse == {3 - i: text for i, text in first.items()}
-    other = task_of(led_directory, generation=sampling, seed=1).load_worker("cpu", 2, 0.5)
-    assert {i: o.columns["summary"] for i, o in other(rows, lambda: None)} != first
+    sampling = {"do_sample": True, "num_beams": 1}
+    task = task_of(led_directory, **sampling)
+    rows = documents(task, dict.fromkeys("abcd", corpus_texts(1)[0][:300]))
+    first = outputs(Worker(task, "cpu", 2, 0.5), rows)
+    assert len({output.columns["summary"] for output in first.values()}) == 4
+    assert outputs(Worker(task, "cpu", 2, 0.5), rows[::-1]) == first
+    other = task_of(led_directory, **sampling, seed=1)
+    assert outputs(Worker(other, "cpu", 2, 0.5), rows) != first
 
 
 def test_a_row_seed_never_changes() -> None:
@@ -282,6 +190,112 @@ def test_a_row_seed_never_changes() -> None:
     assert row_seed(1, "1x") != row_seed(11, "x")
 
 
+# --- windows ---
+
+
+WINDOWS = {"on_long": "windows", "window_tokens": 40, "stride_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def long_texts() -> dict[str, str]:
+    """Documents of some 3 to 15 windows."""
+    return {f"row {i}": text[: 500 + 400 * i] for i, text in enumerate(corpus_texts(6, 500))}
+
+
+def test_windows_are_summarized_and_their_summaries_again(
+    led_directory: Path, long_texts: dict[str, str]
+) -> None:
+    """Every level is what the windows of the level before give one by one, as truncation does."""
+    task = task_of(led_directory, **WINDOWS, keep_levels=True)
+    tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
+    answers = outputs(Worker(task, "cpu", 2, 0.5), documents(task, long_texts))
+    single = Worker(task_of(led_directory, max_source_tokens=40), "cpu", 2, 0.5)
+    for name, text in long_texts.items():
+        levels = answers[name].columns["levels"]
+        assert len(levels) >= 2, "nothing was summarized again"
+        assert len(levels[0]) > 2
+        ids = tokenizer.encode(text)[1:-1]
+        for level in levels:
+            starts = [0]
+            while starts[-1] + 38 < len(ids):
+                starts.append(starts[-1] + 38 - 6)
+            pieces = [[0, *ids[s : s + 38], 2] for s in starts]
+            alone = outputs(single, [document(str(i), p) for i, p in enumerate(pieces)])
+            assert level == [alone[str(i)].columns["summary"] for i in range(len(pieces))]
+            ids = tokenizer.encode("\n".join(level))[1:-1]
+        assert answers[name].columns["summary"] == "\n".join(levels[-1])
+    assert any(len(answers[name].columns["levels"][-1]) == 1 for name in long_texts)
+
+
+def test_rounds_end(led_directory: Path, long_texts: dict[str, str]) -> None:
+    for rounds in (1, 2):
+        task = task_of(led_directory, **WINDOWS, keep_levels=True, max_rounds=rounds)
+        answers = outputs(Worker(task, "cpu", 2, 0.5), documents(task, long_texts))
+        longest = max(len(output.columns["levels"]) for output in answers.values())
+        assert longest == rounds + 1
+
+
+def test_summaries_as_long_as_their_sources_end_the_rounds(
+    led_directory: Path, long_texts: dict[str, str]
+) -> None:
+    """Else a document would be read `max_rounds` times and grow."""
+    task = task_of(
+        led_directory,
+        on_long="windows",
+        window_tokens=12,
+        max_new_tokens=30,
+        max_rounds=50,
+        keep_levels=True,
+    )
+    answers = outputs(Worker(task, "cpu", 2, 0.5), documents(task, long_texts))
+    assert all(1 <= len(o.columns["levels"]) < 10 for o in answers.values())
+    assert any(len(o.columns["levels"][-1]) > 1 for o in answers.values())
+    for output in answers.values():
+        assert output.columns["summary"] == "\n".join(output.columns["levels"][-1])
+
+
+def test_a_document_of_one_window_is_as_if_cut(led_directory: Path) -> None:
+    texts = {f"row {i}": text[:60] for i, text in enumerate(corpus_texts(8))}
+    for sampling in ({}, {"do_sample": True, "num_beams": 1}):
+        in_windows = task_of(led_directory, **WINDOWS, **sampling)
+        assert max(len(one.windows) for one in documents(in_windows, texts)) == 1
+        plain = task_of(led_directory, **sampling)
+        assert summaries(in_windows, texts) == summaries(plain, texts)
+
+
+def test_windows_are_drawn_each_from_its_own_seed(led_directory: Path) -> None:
+    task = task_of(
+        led_directory,
+        on_long="windows",
+        window_tokens=12,
+        do_sample=True,
+        num_beams=1,
+        max_rounds=1,
+        keep_levels=True,
+    )
+    tokenizer = LEDTokenizerFast.from_pretrained(led_directory)
+    text = "a" + " a" * 59
+    assert len(tokenizer.encode(text)) == 62
+    drawn = outputs(Worker(task, "cpu", 2, 0.5), documents(task, {"row": text}))
+    first = drawn["row"].columns["levels"][0]
+    assert len(set(first)) > 3, "windows of one text draw alike"
+    assert outputs(Worker(task, "cpu", 2, 0.5), documents(task, {"row": text})) == drawn
+
+
+def test_a_window_that_fails_fails_its_document_alone(
+    led_directory: Path, long_texts: dict[str, str]
+) -> None:
+    task = task_of(led_directory, **WINDOWS)
+    asked = documents(task, long_texts)
+    expected = outputs(Worker(task, "cpu", 2, 0.5), asked)
+    middle = asked[1].windows[1]
+    outside = Window(middle.input_ids + 10**6, (0,), middle.start, 1, middle.size)
+    bad = Document("bad", [asked[1].windows[0], outside, *asked[1].windows[2:]])
+    found = outputs(Worker(task, "cpu", 2, 0.5), [*asked[:2], bad, *asked[2:]])
+    assert "1000" in str(found.pop("bad").error)
+    assert found == expected
+
+
 # --- fingerprint ---
 
 
@@ -291,35 +305,38 @@ def own_model(led_directory: Path, tmp_path: Path) -> Path:
 
 
 def test_a_fingerprint_comes_back_from_a_file_as_it_was(led_directory: Path) -> None:
-    generation = GenerationConfig.from_pretrained(led_directory).replace(
+    task = task_of(led_directory)
+    generation = task.generation.replace(
         early_stopping="never", bad_words_ids=[[5, 6]], length_penalty=1e-5, eos_token_id=[2, 7]
     )
-    fingerprint = task_of(led_directory, generation=generation).fingerprint()
+    fingerprint = dataclasses.replace(task, generation=generation).fingerprint()
     assert differences(yaml.safe_load(yaml.safe_dump(fingerprint)), fingerprint) == []
     assert json.loads(json.dumps(fingerprint)) == fingerprint
 
 
 def test_what_a_fingerprint_tells_apart(led_directory: Path) -> None:
-    task = task_of(led_directory)
-    before = task.fingerprint()
-    sampling = task.generation.replace(do_sample=True, num_beams=1)
-    changes = {
-        "num_beams": {"generation": task.generation.replace(num_beams=3)},
-        "length_penalty": {"generation": task.generation.replace(length_penalty=1.1)},
-        "max_source_tokens": {"max_source_tokens": 65},
-        "on_long": {"on_long": "error"},
-        "dtype": {"dtype": "bfloat16"},
-        "do_sample": {"generation": sampling},
+    sampling = {"do_sample": True, "num_beams": 1}
+    windows = {"on_long": "windows"}
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "options.num_beams was 2, is 3": ({}, {"num_beams": 3}),
+        "options.length_penalty was 1.0, is 1.1": ({}, {"length_penalty": 1.1}),
+        "options.max_source_tokens was 64, is 65": ({}, {"max_source_tokens": 65}),
+        "options.on_long was 'truncate', is 'error'": ({}, {"on_long": "error"}),
+        "dtype was 'float32', is 'bfloat16'": ({}, {"dtype": "bfloat16"}),
+        "options.do_sample was False, is True": ({"num_beams": 1}, sampling),
+        "options.seed was 0, is 5": (sampling, sampling | {"seed": 5}),
+        "options.window_tokens was 64, is 40": (windows, windows | {"window_tokens": 40}),
+        "options.stride_tokens was 0, is 4": (windows, windows | {"stride_tokens": 4}),
+        "options.max_rounds was 4, is 2": (windows, windows | {"max_rounds": 2}),
     }
-    for name, change in changes.items():
-        told = differences(before, dataclasses.replace(task, **change).fingerprint())
-        assert any(name in line for line in told), name
-    for same in ({"batch_tokens": 5}, {"seed": 5}):
-        assert dataclasses.replace(task, **same).fingerprint() == before
-    drawn = task_of(led_directory, generation=sampling)
-    assert differences(drawn.fingerprint(), dataclasses.replace(drawn, seed=5).fingerprint()) == [
-        "options.seed was 0, is 5"
-    ]
+    for told, (old, new) in changes.items():
+        before = task_of(led_directory, **old).fingerprint()
+        assert told in differences(before, task_of(led_directory, **new).fingerprint())
+    before = task_of(led_directory).fingerprint()
+    for same in ({"batch_tokens": 5}, {"seed": 5}, {"max_rounds": 2}, {"dtype": "float32"}):
+        assert task_of(led_directory, **same).fingerprint() == before
+    kept = task_of(led_directory, keep_levels=True).fingerprint()
+    assert differences(before, kept), "it is a column more"
 
 
 def test_a_fingerprint_changes_with_the_model_files_in_use(own_model: Path) -> None:

@@ -1,10 +1,9 @@
-"""The driver's watch over a running graph: progress, heartbeat, stall, budget.
+"""The driver's eye on a running graph: progress, heartbeat, stall, budget.
 
 A thread looks at the ledger. What it decides is raised inside Ray Data's scheduling loop, through
 Ray's execution callback, so that the graph is taken down in order.
 """
 
-import json
 import logging
 import os
 import threading
@@ -15,37 +14,39 @@ from typing import Any
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipelines.batch.ledger import Snapshot, Tally
+from pipelines.batch.ledger import Snapshot, Tally, budget_message
+from pipelines.batch.metrics import MetricsWriter
+from pipelines.batch.worker_process import Throttle
 from pipelines.errors import BudgetExceeded, PipelineError, RunFailed, Stalled
 from pipelines.run_directory.directory import Run
 from pipelines.run_directory.ownership import HEARTBEAT_S
-from pipelines.run_directory.schemas import RowCounts, TokenCounts
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_STEP_S = 0.2
 _METRICS_S = 10.0
 _METRICS_FLUSH_S = 60.0
 _LOADING_TIMEOUT_S = 1800.0  # a model may come from a hub
 _SETTLE_S = 2.0  # from a block's last word to the ledger to its place in the write queue, and more
 _HANG_S = 60.0  # after this an abort that the scheduling loop does not take ends the process
 
-# Ray constructs the callbacks itself, from classes, so the watch can reach its own only here.
-_active: "Watch | None" = None
+# Ray constructs the callbacks itself, from classes, so the monitor can reach its own only here.
+_active: "Monitor | None" = None
 
 
-class WatchCallback(ExecutionCallback):  # type: ignore[misc]
-    """Hands every step of Ray Data's scheduling loop to the active watch."""
+class MonitorCallback(ExecutionCallback):  # type: ignore[misc]
+    """Hands every step of Ray Data's scheduling loop to the active monitor."""
 
     def on_execution_step(self, executor: Any) -> None:
         if _active is not None:
             _active.on_step(executor)
 
 
-class Watch:
-    """Watches one run between `with` and its end.
+class Monitor:
+    """Watches over one run between `with` and its end.
 
-    `before` counts the rows that earlier attempts made durable; `show` gets every snapshot.
+    before: the rows that earlier attempts made durable. show: gets every new total.
     """
 
     def __init__(
@@ -63,16 +64,17 @@ class Watch:
         self.stall_timeout_s = stall_timeout_s
         self.show = show
         self.snapshot: Snapshot | None = None
+        self._metrics = MetricsWriter(run)
         self._abort: PipelineError | None = None
         self._abort_time = 0.0
+        self._step = Throttle(_STEP_S)
         self._operators: list[dict[str, Any]] = []
-        self._write_idle = False
+        self._seen: object = None
+        self._moved_time = time.monotonic()
         self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._last_step = 0.0
-        self._metrics: list[str] = []
+        self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Monitor":
         global _active
         _active = self
         self._thread.start()
@@ -94,105 +96,83 @@ class Watch:
     # --- in Ray's scheduling loop ---
 
     def on_step(self, executor: Any) -> None:
-        now = time.monotonic()
-        if now - self._last_step < 0.2:
+        """Note how the operators stand; raise what the monitor decided on."""
+        if not self._step.is_due():
             return
-        self._last_step = now
         self._operators = [_describe(op, state) for op, state in executor._topology.items()]
-        waiting = [o["queued"] + o["active"] for o in self._operators if o["name"] == "Write"]
-        self._write_idle = not any(waiting)
         abort = self._abort
         if abort is None:
             return
         # What is generated is still written when the budget ends the run: the user wants to see
         # the rows that failed.
-        settled = self._write_idle and now - self._abort_time > _SETTLE_S
+        unwritten = sum(o["queued"] + o["active"] for o in self._operators if o["name"] == "Write")
+        settled = not unwritten and time.monotonic() - self._abort_time > _SETTLE_S
         if settled or not isinstance(abort, BudgetExceeded):
             raise abort
 
-    # --- in the watch's own thread ---
+    # --- in the monitor's own thread ---
 
-    def _watch(self) -> None:
-        last_move, last_change = None, time.monotonic()
-        beat = metrics = flush = time.monotonic()
+    def _loop(self) -> None:
+        at_intervals = [
+            (Throttle(HEARTBEAT_S), self._beat),
+            (Throttle(_METRICS_S), self._note_metrics),
+            (Throttle(_METRICS_FLUSH_S), self.flush_metrics),
+        ]
         while not self._finished.wait(_LOOK_S):
-            now = time.monotonic()
             self._look()
-            move = (self.snapshot and self.snapshot.moved, [o["done"] for o in self._operators])
-            if move != last_move:
-                last_move, last_change = move, now
-            self._decide(now - last_change)
-            if now - beat > HEARTBEAT_S:
-                beat = now
-                self._beat()
-            if now - metrics > _METRICS_S:
-                metrics = now
-                self._metrics.append(self._metrics_line())
-            if now - flush > _METRICS_FLUSH_S:
-                flush = now
-                self.flush_metrics()
+            self._decide()
+            for throttle, call in at_intervals:
+                if throttle.is_due():
+                    call()
 
     def _look(self) -> None:
         try:
             self.snapshot = ray.get(self.ledger.snapshot.remote(), timeout=10.0)
         except ray.exceptions.RayError as error:
             logger.warning("the ledger does not answer: %s", type(error).__name__)
+        seen = (self.snapshot and self.snapshot.moved, [o["done"] for o in self._operators])
+        if seen != self._seen:
+            self._seen, self._moved_time = seen, time.monotonic()
         self.show(self.total)
 
-    def _decide(self, still_s: float) -> None:
+    def _decide(self) -> None:
+        now, snapshot = time.monotonic(), self.snapshot
         if self._abort is not None:
-            if time.monotonic() - self._abort_time > _HANG_S:
+            if now - self._abort_time > _HANG_S:
                 self._end_process()
             return
-        snapshot = self.snapshot
-        loading = snapshot is not None and snapshot.num_loading > 0
-        limit = _LOADING_TIMEOUT_S if loading else self.stall_timeout_s
-        if still_s > max(limit, self.stall_timeout_s):
-            self.abort(Stalled(f"nothing moved for {still_s:.0f} s\n{self.dump()}"))
+        limit_s = self.stall_timeout_s
+        if snapshot is not None and snapshot.num_loading > 0:
+            limit_s = max(limit_s, _LOADING_TIMEOUT_S)
+        still_s = now - self._moved_time
+        if still_s > limit_s:
+            self._end(Stalled(f"nothing moved for {still_s:.0f} s\n{self._dump()}"))
         elif snapshot is not None and snapshot.over_budget:
-            self.abort(BudgetExceeded(budget_message(self.total, snapshot.samples)))
+            self._end(BudgetExceeded(budget_message(self.total, snapshot.samples)))
 
-    def abort(self, error: PipelineError) -> None:
+    def _end(self, error: PipelineError) -> None:
         self._abort_time = time.monotonic()
         self._abort = error
 
     def _beat(self) -> None:
         try:
             if not self.run.ownership.beat():
-                self.abort(RunFailed("another process has taken this run directory over"))
+                self._end(RunFailed("another process has taken this run directory over"))
                 return
-            self.write_status("running")
+            self.run.write_status("running", *self.total.counts(self.rows_in))
         except OSError as error:
             logger.warning("status cannot be written: %s", error)
 
-    def write_status(self, state: Any, message: str = "") -> None:
-        rows, tokens = counts(self.rows_in, self.total)
-        self.run.write_status(state, rows, tokens, message)
+    def _note_metrics(self) -> None:
+        self._metrics.note(self.total, self.snapshot, self._operators)
 
     def flush_metrics(self) -> None:
-        """Write what was noted since the last time, and how it stands now."""
-        lines, self._metrics = [*self._metrics, self._metrics_line()], []
-        try:
-            self.run.write_metrics(lines)
-        except OSError as error:
-            logger.warning("metrics cannot be written: %s", error)
+        """Write the metrics noted since the last time, and how the run stands now."""
+        self._note_metrics()
+        self._metrics.flush()
 
-    def _metrics_line(self) -> str:
-        total, snapshot = self.total, self.snapshot
-        line = {
-            "time": time.time(),
-            "rows": total.rows,
-            "failed": total.failed,
-            "tokens_in": total.tokens_in,
-            "tokens_out": total.tokens_out,
-            "blocks_begun": snapshot.num_begun if snapshot else 0,
-            "worker_deaths": snapshot.num_deaths if snapshot else 0,
-            "operators": self._operators,
-        }
-        return json.dumps(line) + "\n"
-
-    def dump(self) -> str:
-        """Operators and free resources, for whoever has to find out why nothing moves."""
+    def _dump(self) -> str:
+        """Return operators and free resources, for whoever has to find out why nothing moves."""
         lines = [
             f"  {o['name']}: {o['active']} running, {o['queued']} queued, {o['done']} done"
             for o in self._operators
@@ -204,19 +184,8 @@ class Watch:
 
     def _end_process(self) -> None:
         logger.error("the graph does not end; ending the process: %s", self._abort)
-        self.write_status("failed", str(self._abort))
+        self.run.write_status("failed", *self.total.counts(self.rows_in), str(self._abort))
         os._exit(getattr(self._abort, "exit_code", 1))
-
-
-def budget_message(total: Tally, samples: dict[str, str]) -> str:
-    kinds = ", ".join(f"{n} {kind}" for kind, n in total.errors.most_common())
-    lines = [f"  {kind}: {message}" for kind, message in samples.items()]
-    return "\n".join([f"{total.failed} rows failed ({kinds}), more than --max-errors", *lines])
-
-
-def counts(rows_in: int, total: Tally) -> tuple[RowCounts, TokenCounts]:
-    rows = RowCounts(rows_in=rows_in, ok=total.rows - total.failed, failed=total.failed)
-    return rows, TokenCounts(tokens_in=total.tokens_in, out=total.tokens_out)
 
 
 def _describe(op: Any, state: Any) -> dict[str, Any]:
