@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine
-    from longformer_core.generation.request import Generation, Handle, Request, Tokens
+    from longformer_core.generation.request import Generation, Request
     from longformer_core.hub import resolve
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.models.attention_maps import attention_dense
@@ -78,6 +78,8 @@ if TYPE_CHECKING:
         LongformerSequenceClassifierOutput,
         LongformerTokenClassifierOutput,
     )
+    from longformer_core.scheduling.handle import Handle, Tokens
+    from longformer_core.scheduling.scheduler import Load
     from longformer_core.tokenization.batch_encoding import BatchEncoding
     from longformer_core.tokenization.tokenizer import (
         LEDTokenizer,
@@ -113,6 +115,7 @@ __all__ = [
     "LEDTokenizer",
     "LEDTokenizerFast",
     "Layout",
+    "Load",
     "LongformerBaseModelOutput",
     "LongformerBaseModelOutputWithPooling",
     "LongformerCausalConfig",
@@ -170,7 +173,7 @@ _HOME = {
     "Estimate": "estimate",
     "Generation": "generation.request",
     "GenerationConfig": "generation.config",
-    "Handle": "generation.request",
+    "Handle": "scheduling.handle",
     "LEDConfig": "config",
     "LEDEncoderBaseModelOutput": "models.outputs",
     "LEDForConditionalGeneration": "models.led",
@@ -186,6 +189,7 @@ _HOME = {
     "LEDTokenizer": "tokenization.tokenizer",
     "LEDTokenizerFast": "tokenization.tokenizer",
     "Layout": "layout",
+    "Load": "scheduling.scheduler",
     "LongformerBaseModelOutput": "models.outputs",
     "LongformerBaseModelOutputWithPooling": "models.outputs",
     "LongformerCausalConfig": "config",
@@ -212,7 +216,7 @@ _HOME = {
     "Request": "generation.request",
     "ShapeError": "errors",
     "TokenizerError": "errors",
-    "Tokens": "generation.request",
+    "Tokens": "scheduling.handle",
     "TooLongError": "errors",
     "attention_dense": "models.attention_maps",
     "check_directory": "checkpoints.directory",

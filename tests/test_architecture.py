@@ -20,6 +20,7 @@ RANKS = {
         "layout": 1,
         "metrics": 1,
         "attention": 2,
+        "scheduling": 2,
         "tokenization": 2,
         "checkpoints": 3,
         "generation": 3,

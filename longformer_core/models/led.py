@@ -21,7 +21,7 @@ from longformer_core.config import LEDConfig
 from longformer_core.config.base import read_json
 from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.generation.config import GENERATION_FILE
-from longformer_core.generation.kv_cache import DecoderCache
+from longformer_core.generation.kv_cache import BeamKVCache
 from longformer_core.hub import resolve
 from longformer_core.layout import Layout
 from longformer_core.models.generate import GenerationMixin
@@ -438,22 +438,22 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         rows_per_document: int = 1,
         *,
         max_steps: Sequence[int] | None = None,
-        is_run: bool = False,
+        is_speculative: bool = False,
         has_fixed_shapes: bool = False,
-    ) -> DecoderCache:
+    ) -> BeamKVCache:
         """Return an empty cache; memory grows with the tokens written.
 
         max_steps: of each document; None for as many as the decoder has positions.
-        is_run: a document's rows are consecutive tokens of one text, not beams.
+        is_speculative: a document's rows are consecutive tokens of one text, not beams.
         has_fixed_shapes: steps may be recorded and replayed.
         """
         heads = self.config.decoder_attention_heads
-        cache = DecoderCache(
+        cache = BeamKVCache(
             self.config.decoder_layers,
             rows_per_document,
             heads,
             self.config.d_model // heads,
-            is_run=is_run,
+            is_speculative=is_speculative,
             has_fixed_shapes=has_fixed_shapes,
             dtype=self.dtype,
             device=self.device,
@@ -466,7 +466,7 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        cache: DecoderCache,
+        cache: BeamKVCache,
         source: CrossAttentionCache,
     ) -> Tensor:
         """Add one token to each row and return the logits [R, V] of its next one, in float32.

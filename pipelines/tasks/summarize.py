@@ -200,8 +200,8 @@ class SummarizeWorker:
         import torch
 
         from longformer_core.generation.engine import Engine
-        from longformer_core.generation.memory import available_bytes
         from longformer_core.models.led import LEDForConditionalGeneration
+        from longformer_core.scheduling.memory import available_bytes
 
         if device == "cpu":
             # Ray sets OMP_NUM_THREADS from the logical CPUs it was asked for, which say nothing
