@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         copy_global_projections,
         plan_conversion,
     )
+    from longformer_core.encoding.engine import EncodingEngine
+    from longformer_core.encoding.request import Encoding, EncodingRequest
     from longformer_core.errors import (
         CancelledError,
         CheckpointError,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from longformer_core.estimate import Estimate, estimate_cost
     from longformer_core.generation.config import GenerationConfig
     from longformer_core.generation.engine import Engine
-    from longformer_core.generation.request import Generation, Handle, Request, Tokens
+    from longformer_core.generation.request import Generation, Request
     from longformer_core.hub import resolve
     from longformer_core.layout import Layout, default_global_positions
     from longformer_core.models.attention_maps import attention_dense
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
         LongformerSequenceClassifierOutput,
         LongformerTokenClassifierOutput,
     )
+    from longformer_core.scheduling.handle import Handle, Tokens
+    from longformer_core.scheduling.scheduler import Load
     from longformer_core.tokenization.batch_encoding import BatchEncoding
     from longformer_core.tokenization.tokenizer import (
         LEDTokenizer,
@@ -93,6 +97,9 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "DeadlineError",
+    "Encoding",
+    "EncodingEngine",
+    "EncodingRequest",
     "Engine",
     "Estimate",
     "Generation",
@@ -113,6 +120,7 @@ __all__ = [
     "LEDTokenizer",
     "LEDTokenizerFast",
     "Layout",
+    "Load",
     "LongformerBaseModelOutput",
     "LongformerBaseModelOutputWithPooling",
     "LongformerCausalConfig",
@@ -166,11 +174,14 @@ _HOME = {
     "ConfigError": "errors",
     "Conversion": "conversion.convert",
     "DeadlineError": "errors",
+    "Encoding": "encoding.request",
+    "EncodingEngine": "encoding.engine",
+    "EncodingRequest": "encoding.request",
     "Engine": "generation.engine",
     "Estimate": "estimate",
     "Generation": "generation.request",
     "GenerationConfig": "generation.config",
-    "Handle": "generation.request",
+    "Handle": "scheduling.handle",
     "LEDConfig": "config",
     "LEDEncoderBaseModelOutput": "models.outputs",
     "LEDForConditionalGeneration": "models.led",
@@ -186,6 +197,7 @@ _HOME = {
     "LEDTokenizer": "tokenization.tokenizer",
     "LEDTokenizerFast": "tokenization.tokenizer",
     "Layout": "layout",
+    "Load": "scheduling.scheduler",
     "LongformerBaseModelOutput": "models.outputs",
     "LongformerBaseModelOutputWithPooling": "models.outputs",
     "LongformerCausalConfig": "config",
@@ -212,7 +224,7 @@ _HOME = {
     "Request": "generation.request",
     "ShapeError": "errors",
     "TokenizerError": "errors",
-    "Tokens": "generation.request",
+    "Tokens": "scheduling.handle",
     "TooLongError": "errors",
     "attention_dense": "models.attention_maps",
     "check_directory": "checkpoints.directory",

@@ -14,10 +14,11 @@ from longformer_core.attention.global_attention import form_costs
 from longformer_core.checkpoints.meta_init import meta_init
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
-from longformer_core.generation.memory import decoding_numbers, encoding_numbers
+from longformer_core.generation.memory_budget import decoding_numbers
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
 from longformer_core.ops.chunking import most_rows
+from longformer_core.scheduling.memory import encoding_numbers
 
 # A backward pass multiplies twice where the forward multiplied once; that of the attention
 # computes the scores anew first.

@@ -1,4 +1,4 @@
-"""One decoder step for all rows of a lane: kernel by kernel, or recorded once and replayed.
+"""One decoder step for all rows of a batch: kernel by kernel, or recorded once and replayed.
 
 A step is some hundred small kernels, and on a GPU launching them takes longer than they do.
 Shape letters: R rows, V vocabulary.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longformer_core.attention.cross_attention import CrossAttentionCache
-from longformer_core.generation.kv_cache import DecoderCache
+from longformer_core.generation.kv_cache import BeamKVCache
 
 # Steps with the same documents and memory before one is recorded: documents that come and go every
 # few steps would have more recorded than replayed.
@@ -26,11 +26,11 @@ class StepModel(Protocol):
     """What a step asks of a model; see `models.led.LEDForConditionalGeneration`."""
 
     def decode_step(
-        self, token_ids: Tensor, positions: Tensor, cache: DecoderCache, source: CrossAttentionCache
+        self, token_ids: Tensor, positions: Tensor, cache: BeamKVCache, source: CrossAttentionCache
     ) -> Tensor: ...
 
 
-class Stepper:
+class DecodeStep:
     """Run steps; with `record`, replay a recorded one for as long as documents and memory stay.
 
     The cache needs fixed shapes then. What changes from step to step is in tensors that stay where
@@ -40,7 +40,7 @@ class Stepper:
     def __init__(
         self,
         model: StepModel,
-        cache: DecoderCache,
+        cache: BeamKVCache,
         source: CrossAttentionCache,
         record: Record | None,
     ) -> None:

@@ -14,14 +14,14 @@ from longformer_core.errors import ShapeError
 _FIRST_CAPACITY = 16
 
 
-class DecoderCache:
+class BeamKVCache:
     """Self-attention keys and values of rows that grow by one token per step.
 
     Every token is written once and never moved: the rows of a document share its tokens, and a
     mask says which of them are a row's own history. Taking another row's history is a gather of
     mask rows only. Documents come and go while others stay where they are.
-    The rows of a document are beams, or with `is_run` one token after another of a single text:
-    then each row sees those before it, and going on from one row leaves the later ones out.
+    The rows of a document are beams, or with `is_speculative` one token after another of a single
+    text: then each row sees those before it, and going on from one row leaves the later ones out.
     Memory grows with the steps, at most to those of the document that may take most.
     With `has_fixed_shapes` a step looks at all of that memory, not at the part in use: while
     documents and memory stay, all steps are the same operations on the same tensors.
@@ -34,14 +34,14 @@ class DecoderCache:
         num_heads: int,
         head_dim: int,
         *,
-        is_run: bool = False,
+        is_speculative: bool = False,
         has_fixed_shapes: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Make a cache without documents; memory is taken at the first step."""
         self.rows_per_document = rows_per_document
-        self._is_run, self._has_fixed_shapes = is_run, has_fixed_shapes
+        self._is_speculative, self._has_fixed_shapes = is_speculative, has_fixed_shapes
         # Of each document the steps taken, and how many it may take.
         self._steps: list[int] = []
         self._max_steps: list[int] = []
@@ -54,7 +54,7 @@ class DecoderCache:
         self._bias = torch.zeros(0, b, 0, b, dtype=dtype, device=device)
         # What a row sees of the tokens that its document writes in this very step.
         rows = torch.arange(b, device=device)
-        seen = rows[:, None] >= rows if is_run else rows[:, None] == rows
+        seen = rows[:, None] >= rows if is_speculative else rows[:, None] == rows
         self._now = torch.zeros(b, b, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
     @property
@@ -162,27 +162,29 @@ class DecoderCache:
             new, old = torch.tensor(moved, device=self._bias.device).unbind(1)
             for tensor in (self._bias, *self._keys, *self._values):
                 tensor[new] = tensor[old]
-        room, capacity = self._bias.shape[0], self._bias.shape[2]
+        most_documents, capacity = self._bias.shape[0], self._bias.shape[2]
         fitting = min(capacity, max(self._max_steps, default=0))
-        if room * capacity > 2 * self.num_documents * fitting:
+        if most_documents * capacity > 2 * self.num_documents * fitting:
             self._resize(self.num_documents, fitting)
 
     def _grow(self) -> None:
         """Make room for the documents and the next step, and some more."""
-        room, capacity = self._bias.shape[0], self._bias.shape[2]
+        most_documents, capacity = self._bias.shape[0], self._bias.shape[2]
         if self.is_full:
             capacity = min(max(self._max_steps), max(2 * capacity, _FIRST_CAPACITY))
         # Documents that come one by one: doubled, so that not each of them copies all others.
-        room = max(self.num_documents, min(2 * room, self.num_documents + 8))
-        self._resize(room, capacity)
+        most_documents = max(self.num_documents, min(2 * most_documents, self.num_documents + 8))
+        self._resize(most_documents, capacity)
 
-    def _resize(self, room: int, capacity: int) -> None:
+    def _resize(self, most_documents: int, capacity: int) -> None:
         b = self.rows_per_document
-        self._bias = _resized(self._bias, (room, b, capacity, b), -torch.inf)
+        self._bias = _resized(self._bias, (most_documents, b, capacity, b), -torch.inf)
         for store in (self._keys, self._values):
             for layer, tensor in enumerate(store):
                 _, heads, _, head_dim = tensor.shape
-                store[layer] = _resized(tensor, (room, heads, capacity * b, head_dim), 0.0)
+                store[layer] = _resized(
+                    tensor, (most_documents, heads, capacity * b, head_dim), 0.0
+                )
 
 
 def _resized(old: Tensor, shape: tuple[int, ...], fill: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What the options do to next-token scores: biases, penalties, bans, forced tokens.
 
 Shapes: B documents, K rows of each, V vocabulary, L longest output, S longest source, W n-grams.
-Source: transformers 5.23 `logits_process`, for the rules and their order.
+Source: transformers 5.23 `logits_process`, for the processors and their order.
 """
 
 import math
@@ -16,7 +16,7 @@ from longformer_core.errors import ConfigError
 from longformer_core.generation.config import GenerationConfig, TokenIds
 from longformer_core.generation.logits_warpers import sampling_scores
 
-_NO_RULE: dict[str, object] = {
+_NEUTRAL: dict[str, object] = {
     "sequence_bias": (),
     "encoder_repetition_penalty": 1.0,
     "repetition_penalty": 1.0,
@@ -50,11 +50,11 @@ class History:
     longest: Tensor | int
 
 
-class ScoreRules:
-    """Apply the rules of one set of options to the scores of the next token, in published order.
+class LogitsProcessors:
+    """Apply the processors of one set of options to the next scores, in published order.
 
-    Lengths stay on the CPU, where they are known without waiting for the device: a rule that
-    holds at one position only costs nothing at the others.
+    Lengths stay on the CPU, where they are known without waiting for the device: a processor
+    that acts at one position only costs nothing at the others.
     """
 
     def __init__(self, options: GenerationConfig, device: torch.device) -> None:
@@ -78,20 +78,22 @@ class ScoreRules:
             (ids(group), torch.tensor([biases[sequence] for sequence in group], device=device))
             for group in _by_length(biases)
         ]
-        self._has_rules = any(getattr(options, name) != value for name, value in _NO_RULE.items())
+        self._changes_scores = any(
+            getattr(options, name) != value for name, value in _NEUTRAL.items()
+        )
 
     @property
     def needs_source(self) -> bool:
-        """Return whether a rule looks at the source's tokens."""
+        """Return whether a processor looks at the source's tokens."""
         options = self._options
         return options.encoder_no_repeat_ngram_size > 0 or options.encoder_repetition_penalty != 1
 
     def __call__(self, scores: Tensor, history: History) -> Tensor:
-        """Return what the rules make of the scores; the given ones are left alone.
+        """Return what the processors make of the scores; the given ones are left alone.
 
         Shapes: scores [B, K, V] float32, logits or log-probabilities; returns the same.
         """
-        if self._has_rules or bool((history.lengths < history.shortest).any()):
+        if self._changes_scores or bool((history.lengths < history.shortest).any()):
             scores = self._apply(scores.clone(), history)
         if self._options.do_sample:
             scores = sampling_scores(scores, self._options)
@@ -156,7 +158,7 @@ class ScoreRules:
     def _allow(self, scores: Tensor, history: History) -> Tensor:
         """Ban what `prefix_allowed_tokens_fn` does not allow; it is asked on the CPU, by row.
 
-        Where that leaves a document nothing at all, the other rules are set aside.
+        Where that leaves a document nothing at all, the other processors are set aside.
         """
         allowed_tokens = self._options.prefix_allowed_tokens_fn
         assert allowed_tokens is not None

@@ -14,14 +14,15 @@ from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.errors import NonFiniteError
-from longformer_core.generation.decode_step import Record, StepModel, Stepper
-from longformer_core.generation.kv_cache import DecoderCache
-from longformer_core.generation.request import Generation, Handle
+from longformer_core.generation.decode_step import DecodeStep, Record, StepModel
+from longformer_core.generation.kv_cache import BeamKVCache
+from longformer_core.generation.request import Generation, GenerationHandle
 from longformer_core.generation.search.base import Search, Step
 from longformer_core.generation.search.beam import BeamSearch
 from longformer_core.generation.search.factory import start_search
-from longformer_core.layout import Layout, default_global_positions
+from longformer_core.layout import Layout
 from longformer_core.ops.compaction import compacted
+from longformer_core.scheduling.packing import packed_layout
 
 
 class Model(StepModel, Protocol):
@@ -47,46 +48,50 @@ class Model(StepModel, Protocol):
         rows_per_document: int,
         *,
         max_steps: Sequence[int],
-        is_run: bool,
+        is_speculative: bool,
         has_fixed_shapes: bool,
-    ) -> DecoderCache: ...
+    ) -> BeamKVCache: ...
 
 
 @dataclass
 class _Group:
-    """The documents with one set of options: their search, and their places in the lane."""
+    """The documents with one set of options: their search, and their places in the batch."""
 
     search: Search
     places: list[int]
 
 
-class Lane:
+class RunningBatch:
     """Documents of one kind that step together; they come and go while others go on.
 
     The weights are read once per step for all of them.
     """
 
     def __init__(
-        self, model: Model, handles: Sequence[Handle], form: Form, record: Record | None = None
+        self,
+        model: Model,
+        handles: Sequence[GenerationHandle],
+        form: Form,
+        record: Record | None = None,
     ) -> None:
         """Encode documents and begin their searches."""
         self.handles = list(handles)
-        self.kind = handles[0].kind
-        self.num_rows_each, is_run = self.kind
         requests = [handle.request for handle in handles]
+        self.kind = requests[0].kind
+        self.num_rows_each, is_speculative = self.kind
         texts = [torch.as_tensor(request.input_ids, dtype=torch.int64) for request in requests]
-        layout = _layout(handles, model.device)
+        layout = packed_layout(requests, model.device)
         states = model.encode(torch.cat(texts).to(model.device), layout)
-        reads = [handle.num_rows * handle.num_steps for handle in handles]
+        reads = [request.num_rows * request.num_steps for request in requests]
         self._source = model.source(states, layout, num_rows=reads, form=form)
         self._cache = model.new_cache(
             len(handles),
             self.num_rows_each,
-            max_steps=[handle.num_steps for handle in handles],
-            is_run=is_run,
+            max_steps=[request.num_steps for request in requests],
+            is_speculative=is_speculative,
             has_fixed_shapes=record is not None,
         )
-        self._next_logits = Stepper(model, self._cache, self._source, record)
+        self._next_logits = DecodeStep(model, self._cache, self._source, record)
         self._groups: list[_Group] = []
         shared = [request.options.without_lengths for request in requests]
         for options in dict.fromkeys(shared):
@@ -104,11 +109,11 @@ class Lane:
         """Return how many rows step together."""
         return len(self.handles) * self.num_rows_each
 
-    def extend(self, other: "Lane") -> None:
-        """Take over the documents of a lane that has not stepped yet."""
+    def extend(self, other: "RunningBatch") -> None:
+        """Take over the documents of a batch that has not stepped yet."""
         first = len(self.handles)
         self._source.extend(other._source)
-        self._cache.add([handle.num_steps for handle in other.handles])
+        self._cache.add([handle.request.num_steps for handle in other.handles])
         self._next_logits.forget()
         self.handles += other.handles
         for group in other._groups:
@@ -121,7 +126,7 @@ class Lane:
             else:
                 self._groups.append(_Group(group.search, places))
 
-    def step(self) -> list[tuple[Handle, Generation]]:
+    def step(self) -> list[tuple[GenerationHandle, Generation]]:
         """Extend all documents by one token; return those that are done, and let them go."""
         logits = self._logits().view(len(self.handles), self.num_rows_each, -1)
         parents = torch.arange(self.num_rows, device=logits.device).view(-1, self.num_rows_each)
@@ -159,7 +164,7 @@ class Lane:
         return rows[torch.tensor(group.places, device=rows.device)]
 
     def _put_parents(self, parents: Tensor, group: _Group, found: Tensor) -> None:
-        """Write a search's parents, which count its own rows, into those of the lane [N, b]."""
+        """Write a search's parents, which count its own rows, into those of the batch [N, b]."""
         b = self.num_rows_each
         places = torch.tensor(group.places, device=parents.device)
         parents[places] = found.view(-1, b) % b + places[:, None] * b
@@ -183,35 +188,11 @@ class Lane:
         self._next_logits.forget()
         for group in self._groups:
             slots = [slot for slot, place in enumerate(group.places) if place in new_place]
-            # In the order of the lane, so that a group that is all of it needs no index.
+            # In the order of the batch, so that a group that is all of it needs no index.
             slots.sort(key=lambda slot: new_place[group.places[slot]])
             group.places = [new_place[group.places[slot]] for slot in slots]
             group.search.keep(torch.tensor(slots, dtype=torch.int64))
         self._groups = [group for group in self._groups if group.places]
-
-
-def _layout(handles: Sequence[Handle], device: torch.device) -> Layout:
-    requests = [handle.request for handle in handles]
-    valid = None
-    if any(request.valid is not None for request in requests):
-        flags = [
-            torch.ones(handle.num_tokens, dtype=torch.bool)
-            if handle.request.valid is None
-            else torch.as_tensor(handle.request.valid, dtype=torch.bool)
-            for handle in handles
-        ]
-        valid = torch.cat(flags)
-    return Layout.from_lengths(
-        [handle.num_tokens for handle in handles],
-        [
-            default_global_positions(len(request.input_ids))
-            if request.global_positions is None
-            else request.global_positions
-            for request in requests
-        ],
-        valid,
-        device=device,
-    )
 
 
 def _outcomes(group: _Group, step: Step) -> dict[int, Generation]:

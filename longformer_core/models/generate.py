@@ -18,9 +18,10 @@ from longformer_core.config.base import write_json
 from longformer_core.errors import ShapeError, log_once
 from longformer_core.generation.config import GENERATION_FILE, GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.request import Generation, Handle, Request, Tokens
+from longformer_core.generation.request import Generation, GenerationHandle, Request
 from longformer_core.generation.running_batch import Model
 from longformer_core.models.outputs import LEDGenerateOutput
+from longformer_core.scheduling.handle import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 def _stream(engine: Engine, request: Request, streamer: Streamer) -> Generation:
-    handle: Handle = engine.submit(request)
+    handle: GenerationHandle = engine.submit(request)
     streamer.put(torch.tensor([[request.options.decoder_start_token_id]]))
     try:
         for event in handle.events():

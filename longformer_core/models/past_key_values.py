@@ -15,7 +15,7 @@ class DecoderPast:
     """Keys and values of whole targets, and the sources they are written about.
 
     What the published forward takes and returns as `past_key_values`: targets of one length, each
-    call adding the tokens that are new. Generation has `generation.cache.DecoderCache`.
+    call adding the tokens that are new. Generation has `generation.kv_cache.BeamKVCache`.
     """
 
     def __init__(self, source: CrossAttentionCache, batch_size: int) -> None:

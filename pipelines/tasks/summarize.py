@@ -126,8 +126,8 @@ class Summarize(Task):
         import torch
 
         from longformer_core.generation.engine import Engine
-        from longformer_core.generation.memory import available_bytes
         from longformer_core.models.led import LEDForConditionalGeneration
+        from longformer_core.scheduling.memory import available_bytes
 
         model = LEDForConditionalGeneration.from_pretrained(
             resolve(self.model), dtype=getattr(torch, self.dtype), device=device

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.errors import ConfigError
 from longformer_core.estimate import estimate_cost
-from longformer_core.generation.admission import Plan
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.request import Handle, Request
+from longformer_core.generation.memory_budget import MemoryBudget
+from longformer_core.generation.request import Request
 from longformer_core.layout import Layout
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import LongformerModel
@@ -159,9 +159,9 @@ def test_the_engine_plans_what_encoding_takes(
     layout = Layout.from_lengths([len(document)], [[0]])
     words = encoder.embed_tokens(torch.tensor(document))
     _, peak = measured(model, lambda: encoder(words, layout.positions, layout))
-    plan = Plan(model.config, dtype, model.device, "auto", 2**40)
-    handle = Handle(Request(document, GenerationConfig()))
-    planned = plan.num_bytes([handle]) - plan.held_bytes([handle])
+    budget = MemoryBudget(model.config, dtype, model.device, "auto", 2**40)
+    request = Request(document, GenerationConfig())
+    planned = budget.num_bytes([request]) - budget.held_bytes([request])
     assert 0.7 <= peak / planned <= 1.2
 
 

@@ -63,7 +63,7 @@ def _load_queries(
     is_row = first + offsets < end
     q = load_rows(at(Q, first, stride_qr), offsets, stride_qr, is_row, HEAD_DIM, BLOCK_D, True)
     do = load_rows(at(dO, first, stride_dor), offsets, stride_dor, is_row, HEAD_DIM, BLOCK_D, True)
-    lse = load_lse(Lse, first + offsets, is_row)
+    lse = load_lse(Lse + first, offsets, is_row)
     delta = tl.load(Delta + first + offsets, mask=is_row, other=0.0)
     return (first + offsets).to(tl.int32), is_row, q, do, lse, delta
 

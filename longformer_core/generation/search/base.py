@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longformer_core.errors import ConfigError
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits_processors import History, ScoreRules
+from longformer_core.generation.logits_processors import History, LogitsProcessors
 
 _Item = TypeVar("_Item")
 
@@ -45,8 +45,8 @@ class Search(abc.ABC):
     generators: what each document draws from, so that its text does not depend on its neighbours.
     step_scores: each document's scores of every step, [K, V] on the CPU, if they are asked for.
     Shapes: tokens [B, K, L]; lengths [B] on the CPU, start token included; scores [B, K];
-    source_ids [B, S] and source_lengths [B], with S = 0 when no rule looks at the source; shortest
-    and longest [B] on the CPU, see `History`.
+    source_ids [B, S] and source_lengths [B], with S = 0 when no processor looks at the source;
+    shortest and longest [B] on the CPU, see `History`.
     """
 
     _state: tuple[str, ...] = (
@@ -70,7 +70,7 @@ class Search(abc.ABC):
         device: torch.device,
     ) -> None:
         self.options = options[0].without_lengths
-        self._rules = ScoreRules(self.options, device)
+        self._processors = LogitsProcessors(self.options, device)
         self._ends = torch.tensor(self.options.eos_token_ids, device=device)
         self.num_rows = self.options.rows_per_document
         self.shortest = torch.tensor([own.shortest_length for own in options])
@@ -92,7 +92,7 @@ class Search(abc.ABC):
 
     @property
     def _needs_source(self) -> bool:
-        return self._rules.needs_source
+        return self._processors.needs_source
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return each row's newest token [B * K], and its position [B * K] on the CPU."""
@@ -116,7 +116,7 @@ class Search(abc.ABC):
         """
 
     def scores_of(self, document: int) -> Tensor:
-        """Return the scores of a document's steps, after the rules: [steps, K, V] on the CPU.
+        """Return the scores of a document's steps, after the processors: [steps, K, V] on the CPU.
 
         Raises: ConfigError when the options do not ask for scores.
         """
@@ -155,7 +155,7 @@ class Search(abc.ABC):
             self.shortest,
             self.longest,
         )
-        scores = self._rules(scores, history)
+        scores = self._processors(scores, history)
         if self.options.output_scores:
             for steps, step in zip(self.step_scores, scores.cpu(), strict=True):
                 # A copy: a view would keep the scores of all documents.

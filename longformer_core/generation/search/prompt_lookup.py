@@ -76,7 +76,7 @@ class LookupSearch(RowSearch):
         return step_of(parents, is_finished, is_failed)
 
     def _after_each(self, logits: Tensor) -> Tensor:
-        """Return the scores after the rules [B, N + 1, V], each row with the guesses before it."""
+        """Return the processed scores [B, N + 1, V], each row with the guesses before it."""
         places = self.lengths[:, None] + torch.arange(self.guesses.shape[1])
         at = places.clamp(max=self.tokens.shape[-1] - 1).to(logits.device)
         guessed = self.tokens.clone()
@@ -90,14 +90,14 @@ class LookupSearch(RowSearch):
             self.shortest.repeat_interleave(self.num_rows),
             self.longest.repeat_interleave(self.num_rows),
         )
-        return self._rules(logits.flatten(0, 1)[:, None], history)[:, 0].view_as(logits)
+        return self._processors(logits.flatten(0, 1)[:, None], history)[:, 0].view_as(logits)
 
     def _keep_right(self, best: Tensor, is_right: Tensor) -> tuple[Tensor, Tensor]:
         """Write the tokens that are certain; return how many [B], and who is finished [B]."""
         counts = []
         for document, tokens in enumerate(best.tolist()):
-            room = int(self.longest[document] - self.lengths[document])
-            most = min(room, 1 + int(is_right[document].sum()))
+            left = int(self.longest[document] - self.lengths[document])
+            most = min(left, 1 + int(is_right[document].sum()))
             counts.append(self._write(document, tokens[:most]))
         kept = torch.tensor(counts, device=best.device)
         self.lengths = self.lengths + torch.tensor(counts)
@@ -128,7 +128,7 @@ class LookupSearch(RowSearch):
     def _guess(self) -> Tensor:
         """Return what follows each document's last tokens where its source has them, [B, N].
 
-        The first place counts, and the longest run of last tokens that the source has.
+        The first place counts, and the most last tokens in a row that the source has.
         """
         num_guesses = self.num_rows - 1
         guesses = self.tokens.new_full((len(self.tokens), num_guesses), self._pad)

@@ -15,7 +15,8 @@ from longformer_core.generation.search.base import Search, Step, common_prefix, 
 class RowSearch(Search):
     """Extend each row by itself: its best token, or one drawn from its distribution.
 
-    A score is the row's summed log-probability, before any rule, over length ** length_penalty.
+    A score is the row's summed log-probability, before the processors, over
+    length ** length_penalty.
     Shapes: is_ended [B, K]; num_written [B, K], tokens up to a row's end, start token left out.
     """
 

@@ -11,8 +11,9 @@ import torch
 
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.request import Generation, Handle, Request, Tokens
+from longformer_core.generation.request import Generation, GenerationHandle, Request
 from longformer_core.models.led import LEDForConditionalGeneration
+from longformer_core.scheduling.handle import Tokens
 from tests.longformer_core.generation.helpers import Watched, documents, models
 
 NAN_TOKEN, POISON_TOKEN = 3, 1
@@ -64,7 +65,7 @@ def request_of(text: int, option: int, bad_token: int | None = None) -> Request:
     return Request(ids, MIXED[option], positions, seed=text, valid=valid)
 
 
-def give(engine: Engine, request: Request, deadline_s: float | None = None) -> Handle:
+def give(engine: Engine, request: Request, deadline_s: float | None = None) -> GenerationHandle:
     return engine.add(
         request.input_ids,
         request.options,
@@ -89,7 +90,7 @@ def no_engine_thread() -> bool:
 class Listener(threading.Thread):
     """Collects a document's events on a thread of its own."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: GenerationHandle) -> None:
         super().__init__(daemon=True)
         self.handle = handle
         self.ids: list[int] = []
@@ -135,12 +136,12 @@ def raiser(error: BaseException) -> Callable[[], None]:
     return fail
 
 
-def listen_from_now(handle: Handle) -> None:
+def listen_from_now(handle: GenerationHandle) -> None:
     with pytest.raises(TimeoutError, match="no token for 0 s"):
         next(handle.events(timeout_s=0))
 
 
-def texts_of(handles: list[Handle]) -> list[list[list[int]]]:
+def texts_of(handles: list[GenerationHandle]) -> list[list[list[int]]]:
     outcomes = [handle.result(PATIENCE_S) for handle in handles]
     assert [outcome.error for outcome in outcomes] == [None] * len(handles)
     return [outcome.sequences for outcome in outcomes]

@@ -18,9 +18,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from longformer_core.generation import running_batch as lane
+from longformer_core.generation import running_batch
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits_processors import History, ScoreRules
+from longformer_core.generation.logits_processors import History, LogitsProcessors
 from longformer_core.generation.search.base import Search
 from longformer_core.generation.search.beam import BeamSearch
 from longformer_core.generation.search.factory import start_search
@@ -148,7 +148,7 @@ def score_of(case: Case, document: int, row: Sequence[int]) -> float:
     """
     model, _ = case.models
     options = GenerationConfig(**case.options)
-    rules = ScoreRules(options, CPU)
+    rules = LogitsProcessors(options, CPU)
     text = torch.tensor([case.texts[document]])
     tokens = torch.tensor([[options.decoder_start_token_id, *row]])
     is_global = torch.zeros_like(text)
@@ -213,7 +213,7 @@ def traces(case: Case, document: int) -> tuple[Trace, Trace]:
 
     if num_rows > 1:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lane, "start_search", start)
+            patch.setattr(running_batch, "start_search", start)
             case.ours()
         case.theirs(logits_processor=transformers.LogitsProcessorList([record]))
         return ours, theirs[1:]
@@ -409,7 +409,7 @@ def test_the_sampled_distribution_is_the_published_one(
         for length in range(1, tokens.shape[1]):
             last = scores[:, length - 1]
             history = history_of(config, tokens[None], length, sources)
-            mine = ScoreRules(config, CPU)(last[None], history)[0].softmax(-1)
+            mine = LogitsProcessors(config, CPU)(last[None], history)[0].softmax(-1)
             other = published_scores(theirs, options, sources, tokens[:, :length], last)
             torch.testing.assert_close(mine, other.softmax(-1), atol=1e-6, rtol=0)
             num_changed += not torch.allclose(mine, last.softmax(-1), atol=1e-3)

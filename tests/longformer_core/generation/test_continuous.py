@@ -23,8 +23,9 @@ from longformer_core.errors import (
 )
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.request import Handle, Request
-from longformer_core.generation.running_batch import Lane
+from longformer_core.generation.request import GenerationHandle, Request
+from longformer_core.generation.running_batch import RunningBatch
+from longformer_core.scheduling.scheduler import Load
 from tests.longformer_core.generation.helpers import Watched, documents, models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     BEAMS,
@@ -61,7 +62,7 @@ class Item:
     come: int
     cancel: int
     listen: int | None
-    handle: Handle = field(init=False)
+    handle: GenerationHandle = field(init=False)
     listener: Listener | None = None
 
     @property
@@ -150,7 +151,9 @@ class Story:
 
 def planned(engine: Engine) -> int:
     """What the engine reckons that those that decode take."""
-    return engine._plan.held_bytes([handle for lane in engine._lanes for handle in lane.handles])
+    return engine._budget.held_bytes(
+        [handle.request for batch in engine._batches for handle in batch.handles]
+    )
 
 
 def random_item(pick: random.Random, options: list[int]) -> Item:
@@ -184,7 +187,7 @@ def test_whatever_happens_to_others_a_documents_text_is_its_own(seed: int) -> No
     model.max_rows = pick.choice([10**9, 10**9, 8, 4])
     form: Form = pick.choice(["auto", "absorbed", "projected"])
     probe = Engine(fragile(), memory_bytes=2**40, form=form)
-    largest = max(probe._plan.num_bytes([Handle(item.request)]) for item in items)
+    largest = max(probe._budget.num_bytes([item.request]) for item in items)
     batch_tokens = pick.choice([10_000, 10_000, 60, 1])
     engine = Engine(
         model,
@@ -200,18 +203,18 @@ def test_whatever_happens_to_others_a_documents_text_is_its_own(seed: int) -> No
     num_unexplained = sum(item.check() for item in items)
     # What fails while a document decodes alone is that document's error.
     assert num_unexplained <= story.num_accidents
-    assert max(story.plans, default=0) <= engine._plan.memory_bytes
+    assert max(story.plans, default=0) <= engine._budget.memory_bytes
     assert all(len(pack) == 1 or sum(map(len, pack)) <= batch_tokens for pack in model.encoded)
     wait_until(no_engine_thread)
-    assert engine._open == set()
-    assert engine._lanes == []
+    assert engine.load() == Load(0, 0, 0, 0)
+    assert engine._batches == []
 
 
 class TestMemory:
     def test_what_does_not_fit_alone_is_refused_before_any_work(self) -> None:
         model = watch(3)
         small, large = Request(TEXTS[0], GREEDY), Request(TEXTS[5], BEAMS)
-        needed = Engine(model)._plan.num_bytes([Handle(large)])
+        needed = Engine(model)._budget.num_bytes([large])
         engine = Engine(model, memory_bytes=needed - 1)
         outcomes = dict(engine.run([small, large]))
         assert outcomes[0].error is None
@@ -226,7 +229,7 @@ class TestMemory:
         model = watch(3)
         texts = documents(1, *[40] * 10)
         probe = Engine(model)
-        three = probe._plan.num_bytes([Handle(Request(text, LONG)) for text in texts[:3]])
+        three = probe._budget.num_bytes([Request(text, LONG) for text in texts[:3]])
         engine = Engine(model, memory_bytes=three)
         plans: list[int] = []
         model.before_step.append(lambda: plans.append(planned(engine)))
@@ -239,14 +242,14 @@ class TestMemory:
         assert max(plans) <= three
         assert sum(model.rows) == 10 * 38
 
-    def test_the_plan_covers_what_is_held(self) -> None:
+    def test_the_budget_covers_what_is_held(self) -> None:
         """Up to the room that is kept for documents to come: a factor of two."""
         model = watch(3)
         engine = Engine(model)
         shares: list[float] = []
 
         def compare() -> None:
-            shares.append(sum(map(held_bytes, engine._lanes)) / planned(engine))
+            shares.append(sum(map(held_bytes, engine._batches)) / planned(engine))
 
         model.before_step.append(compare)
         options = [GenerationConfig(max_new_tokens=4), LONG, LONG_BEAMS, BEAMS]
@@ -274,7 +277,7 @@ class TestMemory:
         assert texts[1:] == [texts_of([Engine(model).add(text, GREEDY)])[0] for text in others]
 
     def test_those_that_are_tried_again_keep_to_the_budget(self) -> None:
-        """They came in packs of one, and their lane of four fails."""
+        """They came in packs of one, and their batch of four fails."""
         model = watch(3)
         at_step(model, 8, raiser(RuntimeError("odd")))
         texts = documents(5, *[40] * 4)
@@ -297,10 +300,10 @@ class TestMemory:
         assert len(model.encoded) == 3
 
 
-def held_bytes(lane: Lane) -> int:
-    """What sources and cache of a lane really take."""
-    tensors = [tensor for group in lane._source._groups for tensor in group.held.tensors]
-    return sum(t.untyped_storage().nbytes() for t in tensors) + lane._cache.num_bytes
+def held_bytes(batch: RunningBatch) -> int:
+    """What sources and cache of a batch really take."""
+    tensors = [tensor for group in batch._source._groups for tensor in group.held.tensors]
+    return sum(t.untyped_storage().nbytes() for t in tensors) + batch._cache.num_bytes
 
 
 class TestOptions:

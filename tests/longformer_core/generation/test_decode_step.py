@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from longformer_core.generation import decode_step as stepper
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.decode_step import Stepper
+from longformer_core.generation.decode_step import DecodeStep
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.request import Generation, Handle, Request
-from longformer_core.generation.running_batch import Lane
+from longformer_core.generation.request import Generation, GenerationHandle, Request
+from longformer_core.generation.running_batch import RunningBatch
 from tests.longformer_core.generation.helpers import documents, models
 
 TEXTS = documents(3, 40, 7, 61, 25, 33)
@@ -97,20 +97,22 @@ class Recorder:
         return replay, logits
 
 
-def handles_of(options: GenerationConfig, texts: Sequence[int]) -> list[Handle]:
-    return [Handle(Request(TEXTS[i], options, None, SEEDS[i])) for i in texts]
+def handles_of(options: GenerationConfig, texts: Sequence[int]) -> list[GenerationHandle]:
+    return [GenerationHandle(Request(TEXTS[i], options, None, SEEDS[i])) for i in texts]
 
 
-def run_to_the_end(lane: Lane, joining: dict[int, Lane] | None = None) -> list[Generation]:
-    """Step until all are done; a lane joins before the step with its number."""
-    outcomes: dict[Handle, Generation] = {}
-    order = list(lane.handles)
+def run_to_the_end(
+    batch: RunningBatch, joining: dict[int, RunningBatch] | None = None
+) -> list[Generation]:
+    """Step until all are done; another joins before the step with its number."""
+    outcomes: dict[GenerationHandle, Generation] = {}
+    order = list(batch.handles)
     step = 0
-    while lane.handles:
+    while batch.handles:
         if joining and step in joining:
             order += joining[step].handles
-            lane.extend(joining[step])
-        outcomes |= dict(lane.step())
+            batch.extend(joining[step])
+        outcomes |= dict(batch.step())
         step += 1
     return [outcomes[handle] for handle in order]
 
@@ -120,11 +122,11 @@ def run_to_the_end(lane: Lane, joining: dict[int, Lane] | None = None) -> list[G
 def test_replayed_steps_write_the_same_texts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepper, "_STEPS_BEFORE_RECORDING", 1)
     model, options, record = models(3)[0], OPTIONS[name], Recorder()
-    expected = run_to_the_end(Lane(model, handles_of(options, range(5)), "auto"))
+    expected = run_to_the_end(RunningBatch(model, handles_of(options, range(5)), "auto"))
 
-    lane = Lane(model, handles_of(options, [0, 1, 2]), "auto", record)
-    late = Lane(model, handles_of(options, [3, 4]), "auto", record)
-    found = run_to_the_end(lane, {5: late})
+    batch = RunningBatch(model, handles_of(options, [0, 1, 2]), "auto", record)
+    late = RunningBatch(model, handles_of(options, [3, 4]), "auto", record)
+    found = run_to_the_end(batch, {5: late})
     assert [out.sequences for out in found] == [out.sequences for out in expected]
     assert any(len(row) > 15 for out in found for row in out.sequences), "no text is long"
     # Documents leave and join, and memory grows: each time it is recorded anew, or fails.
@@ -138,11 +140,11 @@ def test_a_replay_would_show_what_a_step_forgets(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stepper, "_STEPS_BEFORE_RECORDING", 1)
     options = GenerationConfig(min_new_tokens=14, max_new_tokens=14, num_beams=3)
     model = models(3)[0]
-    expected = run_to_the_end(Lane(model, handles_of(options, [0]), "auto"))
-    lane = Lane(model, handles_of(options, [0]), "auto")
+    expected = run_to_the_end(RunningBatch(model, handles_of(options, [0]), "auto"))
+    batch = RunningBatch(model, handles_of(options, [0]), "auto")
     # The cache's shapes are not fixed: a replay looks at what was in use when it was recorded.
-    lane._next_logits = Stepper(model, lane._cache, lane._source, Recorder())
-    found = run_to_the_end(lane)
+    batch._next_logits = DecodeStep(model, batch._cache, batch._source, Recorder())
+    found = run_to_the_end(batch)
     assert [out.sequences for out in found] != [out.sequences for out in expected]
 
 
@@ -150,15 +152,15 @@ def test_a_replay_would_show_what_a_step_forgets(monkeypatch: pytest.MonkeyPatch
 def test_documents_that_change_all_the_time_are_not_recorded() -> None:
     model, record = models(3)[0], Recorder()
     options = GenerationConfig(max_new_tokens=30, min_new_tokens=30)
-    lane = Lane(model, handles_of(options, [0]), "auto", record)
+    batch = RunningBatch(model, handles_of(options, [0]), "auto", record)
     for _ in range(6):
         for _ in range(3):
-            lane.step()
-        lane.extend(Lane(model, handles_of(options, [1]), "auto", record))
+            batch.step()
+        batch.extend(RunningBatch(model, handles_of(options, [1]), "auto", record))
     assert not record.count
-    lane.remove(set(range(1, len(lane.handles))))
+    batch.remove(set(range(1, len(batch.handles))))
     for _ in range(7):
-        lane.step()
+        batch.step()
     assert record.count == {"recorded": 1, "replayed": 3}
 
 

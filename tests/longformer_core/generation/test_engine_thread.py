@@ -12,7 +12,8 @@ from longformer_core.errors import CancelledError, LongformerError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
 from longformer_core.generation.request import Generation, Request
-from longformer_core.generation.running_batch import Lane
+from longformer_core.generation.running_batch import RunningBatch
+from longformer_core.scheduling.scheduler import Load
 from tests.longformer_core.generation.helpers import models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     GREEDY,
@@ -78,7 +79,7 @@ class TestThread:
         threads[0].start()
         assert is_there.wait(PATIENCE_S)
         threads[1].start()
-        wait_until(lambda: len(engine._open) == 4)
+        wait_until(lambda: engine.load().running_documents + engine.load().waiting_documents == 4)
         go_on.set()
         for thread in threads:
             thread.join(PATIENCE_S)
@@ -98,20 +99,20 @@ class TestThread:
         run.close()
         texts_of([stays])
         wait_until(no_engine_thread)
-        assert engine._open == set()
+        assert engine.load() == Load(0, 0, 0, 0)
         assert engine._watchers == []
         assert sum(map(len, model.encoded)) < len(requests)
 
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
-            (Lane, "extend"),
-            (Lane, "step"),
-            (Lane, "remove"),
-            (Lane, "__init__"),
+            (RunningBatch, "extend"),
+            (RunningBatch, "step"),
+            (RunningBatch, "remove"),
+            (RunningBatch, "__init__"),
             (Engine, "_next_pack"),
-            (Engine, "_dismiss"),
-            (Engine, "_end"),
+            (Engine, "_expire"),
+            (Engine, "_finish"),
         ],
     )
     def test_a_broken_engine_tells_everybody_and_works_again(
@@ -138,22 +139,22 @@ class TestThread:
     def test_an_error_between_steps_loses_no_document(
         self, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        """Out of memory where documents join or leave: all of the lane begin again."""
+        """Out of memory where documents join or leave: all of the batch begin again."""
         model = watch(3)
         is_there, go_on = hold_at(model, 1)
         engine = Engine(model)
         handles = [engine.add(TEXTS[0], GREEDY)]
         assert is_there.wait(PATIENCE_S)
         handles += [engine.add(text, GREEDY) for text in TEXTS[1:4]]
-        method, calls = getattr(Lane, name), []
+        method, calls = getattr(RunningBatch, name), []
 
-        def once(self: Lane, *args: Any) -> None:
+        def once(self: RunningBatch, *args: Any) -> None:
             method(self, *args)
             if (args and args[0]) and not calls:
                 calls.append(name)
                 raise torch.OutOfMemoryError("no room")
 
-        monkeypatch.setattr(Lane, name, once)
+        monkeypatch.setattr(RunningBatch, name, once)
         go_on.set()
         assert texts_of(handles) == [alone_text(i) for i in range(4)]
         assert calls == [name]

@@ -1,5 +1,6 @@
 """What one document's owner can do meanwhile: listen, cancel, set a deadline."""
 
+import asyncio
 import functools
 import threading
 import time
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from longformer_core.errors import CancelledError, DeadlineError
+from longformer_core.errors import CancelledError, DeadlineError, ShapeError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.generation.engine import Engine
-from longformer_core.generation.request import Generation, Handle, Tokens
+from longformer_core.generation.request import Generation, GenerationHandle
+from longformer_core.scheduling.handle import Tokens
+from longformer_core.scheduling.scheduler import Load
 from tests.longformer_core.generation.helpers import models, wait_until, watch
 from tests.longformer_core.generation.scenes import (
     GREEDY,
@@ -115,7 +118,7 @@ class TestStreams:
         )
 
 
-def early_tokens(handle: Handle) -> list[int]:
+def early_tokens(handle: GenerationHandle) -> list[int]:
     """Return what can be had of a document without waiting."""
     ids: list[int] = []
     try:
@@ -125,6 +128,94 @@ def early_tokens(handle: Handle) -> list[int]:
     except TimeoutError:
         return ids
     raise AssertionError("the document is done")
+
+
+class TestCallbacks:
+    @pytest.mark.parametrize("options", [LONG, LONG_BEAMS])
+    def test_events_are_called_as_they_come_by_the_engines_thread(
+        self, options: GenerationConfig
+    ) -> None:
+        model = watch(3)
+        is_there, go_on = hold_at(model, 36)
+        heard: list[Tokens | Generation] = []
+        threads: set[str] = set()
+
+        def hear(event: Tokens | Generation) -> None:
+            threads.add(threading.current_thread().name)
+            heard.append(event)
+
+        engine = Engine(model)
+        handles = [engine.add(text, options, on_event=hear) for text in TEXTS[:1]]
+        handles += [engine.add(text, options) for text in TEXTS[1:3]]
+        assert is_there.wait(PATIENCE_S)
+        early = list(heard)
+        go_on.set()
+
+        sequences = texts_of(handles)[0]
+
+        assert early
+        assert all(isinstance(event, Tokens) for event in early)
+        *tokens, last = heard
+        assert last is handles[0].result()
+        assert [t for event in tokens if isinstance(event, Tokens) for t in event.ids] == (
+            sequences[0]
+        )
+        assert threads == {"longhaul-engine"}
+
+    def test_the_error_of_a_request_is_an_event(self) -> None:
+        heard: list[Tokens | Generation] = []
+        handle = Engine(models(3)[0]).add([], GREEDY, on_event=heard.append)
+        assert heard == [handle.result()]
+        assert isinstance(handle.result().error, ShapeError)
+
+    def test_a_callback_that_fails_harms_no_document(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        heard: list[Any] = []
+
+        def fail(event: Any) -> None:
+            heard.append(event)
+            raise KeyError("the listener is gone")
+
+        handle = Engine(models(3)[0]).add(TEXTS[0], GREEDY, on_event=fail)
+        assert texts_of([handle]) == [alone_text(0)]
+        assert len(heard) == 1
+        assert "it is not called again" in caplog.text
+
+    def test_an_event_loop_hears_of_everything(self) -> None:
+        """Nothing private is needed to serve from asyncio."""
+
+        async def listen() -> list[Any]:
+            loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Any]()
+            Engine(models(3)[0]).add(
+                TEXTS[0],
+                GREEDY,
+                on_event=lambda event: loop.call_soon_threadsafe(inbox.put_nowait, event),
+            )
+            heard = [await asyncio.wait_for(inbox.get(), PATIENCE_S)]
+            while not isinstance(heard[-1], Generation):
+                heard.append(await asyncio.wait_for(inbox.get(), PATIENCE_S))
+            return heard
+
+        *tokens, last = asyncio.run(listen())
+        assert last.error is None
+        assert [[t for event in tokens for t in event.ids]] == alone_text(0)
+
+
+class TestLoad:
+    def test_what_waits_and_what_runs(self) -> None:
+        model = watch(3)
+        is_there, go_on = hold_at(model, 2)
+        engine = Engine(model, max_rows=2)
+        assert engine.load() == Load(0, 0, 0, 0)
+        first = engine.add(TEXTS[0], LONG)
+        assert is_there.wait(PATIENCE_S)
+        others = [engine.add(text, LONG) for text in TEXTS[1:4]]
+        waiting = sum(map(len, TEXTS[1:4]))
+        assert engine.load() == Load(3, waiting, 1, len(TEXTS[0]))
+        go_on.set()
+        texts_of([first, *others])
+        assert engine.load() == Load(0, 0, 0, 0)
 
 
 class TestCancelling:
@@ -198,7 +289,7 @@ class TestCancelling:
         assert model.encoded == [[TEXTS[0]], [TEXTS[1]], [TEXTS[0]]]
 
 
-def pass_deadline(handle: Handle) -> None:
+def pass_deadline(handle: GenerationHandle) -> None:
     wait_until(lambda: time.monotonic() > (handle.deadline or 0))
 
 

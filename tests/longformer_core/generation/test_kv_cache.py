@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longformer_core.errors import ShapeError
-from longformer_core.generation.kv_cache import DecoderCache
+from longformer_core.generation.kv_cache import BeamKVCache
 
 HEADS, DIM, MAX_STEPS = 2, 4, 64
 
@@ -37,15 +37,15 @@ def make(
     num_documents: int,
     rows_per_document: int,
     *,
-    is_run: bool = False,
+    is_speculative: bool = False,
     has_fixed_shapes: bool = False,
-) -> DecoderCache:
-    cache = DecoderCache(
+) -> BeamKVCache:
+    cache = BeamKVCache(
         1,
         rows_per_document,
         HEADS,
         DIM,
-        is_run=is_run,
+        is_speculative=is_speculative,
         has_fixed_shapes=has_fixed_shapes,
         dtype=torch.float32,
         device=torch.device("cpu"),
@@ -54,7 +54,7 @@ def make(
     return cache
 
 
-def step(cache: DecoderCache, plain: PlainRows, seed: int, broken_rows: Sequence[int] = ()) -> None:
+def step(cache: BeamKVCache, plain: PlainRows, seed: int, broken_rows: Sequence[int] = ()) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, len(plain.rows), HEADS, DIM, generator=generator)
     for tensor in (k, v):
@@ -92,7 +92,7 @@ def test_beams_that_swap_histories_and_documents_that_come_and_go() -> None:
 
 def test_rows_of_one_text_see_those_before_them_and_only_what_is_kept() -> None:
     """Each step adds three tokens to a text, of which the first one, two or three stay."""
-    cache = make(2, 3, is_run=True)
+    cache = make(2, 3, is_speculative=True)
     texts = [PlainRows(1), PlainRows(1)]
     generator = torch.Generator().manual_seed(0)
     for kept in ([3, 1], [1, 1], [2, 3], [1, 2], [3, 3]):

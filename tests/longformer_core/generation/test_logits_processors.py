@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from longformer_core.generation.config import GenerationConfig
-from longformer_core.generation.logits_processors import History, ScoreRules
+from longformer_core.generation.logits_processors import History, LogitsProcessors
 from longformer_core.generation.logits_warpers import sampling_scores
 from tests.longformer_core.generation.helpers import published_scores
 
@@ -71,7 +71,7 @@ def apply(
     options: dict[str, Any], tokens: Tensor, lengths: Tensor, sources: Tensor, scores: Tensor
 ) -> Tensor:
     config = GenerationConfig(**options)
-    rules = ScoreRules(config, torch.device("cpu"))
+    rules = LogitsProcessors(config, torch.device("cpu"))
     source_lengths = torch.full((len(sources),), sources.shape[1])
     limits = (config.shortest_length, config.total_length)
     return rules(scores, History(tokens, lengths, sources, source_lengths, *limits))
@@ -125,7 +125,7 @@ def test_documents_of_different_lengths_do_not_meet(seed: int) -> None:
     lengths, source_lengths = torch.tensor([1, 2, 7, 11]), torch.tensor([9, 1, 2, 5])
     config = GenerationConfig(**options)
     limits = (config.shortest_length, config.total_length)
-    rules = ScoreRules(config, torch.device("cpu"))
+    rules = LogitsProcessors(config, torch.device("cpu"))
     together = rules(scores, History(tokens, lengths, sources, source_lengths, *limits))
     for i in range(4):
         own_tokens, own_source = (

@@ -6,7 +6,7 @@
 // once, straight from where they lie, and what comes next is fetched ahead.
 //
 // float32 and bfloat16, sums in float32; AVX-512. A row's result does not depend on the rows beside
-// it or on the number of threads. Called by few_rows.py, which checks everything.
+// it or on the number of threads. Called by ops/cpu/decode.py, which checks everything.
 
 #include <algorithm>
 #include <cmath>

@@ -7,7 +7,7 @@
 // each have it cleared.
 //
 // float32 and bfloat16, computed in float32; AVX-512. A row's result does not depend on the rows
-// beside it or on the number of threads. Called by many_rows.py, which checks everything.
+// beside it or on the number of threads. Called by ops/cpu/gemm.py, which checks everything.
 // Source: loops around a product of tiles, doi:10.1145/1356052.1356053.
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The module `longformer_core._kernels`: kernels for CPUs with AVX-512, loaded by cpu.py.
+// The module `longformer_core.ops.cpu._kernels`: for CPUs with AVX-512, loaded by features.py.
 
 #include "module.h"
 

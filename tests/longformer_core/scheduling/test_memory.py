@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longformer_core.generation import memory
-from longformer_core.generation.memory import available_bytes
+from longformer_core.scheduling import memory
+from longformer_core.scheduling.memory import available_bytes
 
 GB = 10**9
 

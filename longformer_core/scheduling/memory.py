@@ -1,7 +1,6 @@
-"""What encoding and decoding hold beside the weights, and how much memory there is.
+"""What encoding holds beside the weights, and how much memory there is.
 
-Shape letters: T packed tokens, n source tokens of one document, m output tokens, d hidden size, f
-feed-forward size.
+Shape letters: T packed tokens, d hidden size, f feed-forward size.
 """
 
 import os
@@ -9,11 +8,6 @@ from pathlib import Path
 
 import torch
 
-from longformer_core.attention.global_attention import Form, is_cheaper_absorbed
-from longformer_core.config import LEDConfig
-
-# Logits are held as such, as log-probabilities, and once more while these are made.
-_LOGIT_COPIES = 3
 _NO_LIMIT = 2**63
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
@@ -26,40 +20,6 @@ def encoding_numbers(d: int, f: int, num_tokens: int, most_rows: int) -> int:
     """
     # Beside five of T x d: query and key in the attention, or what the feed-forward makes inside.
     return 5 * num_tokens * d + max(2 * num_tokens * d, min(num_tokens, most_rows) * (2 * d + f))
-
-
-def decoding_numbers(
-    config: LEDConfig,
-    n: int,
-    num_rows: int,
-    m: int,
-    *,
-    form: Form = "auto",
-    training: bool = False,
-) -> int:
-    """Return the numbers held to decode one document: its source, its own tokens, and logits.
-
-    Units: `num_rows` rows of `m` tokens each. In training all of them are read at once.
-    """
-    source = source_numbers(config, n, num_rows * m, form=form)
-    if not training:
-        return source + num_rows * row_numbers(config, m)
-    own = config.decoder_layers * (14 * config.d_model + 2 * config.decoder_ffn_dim)
-    return source + num_rows * m * (own + config.vocab_size * _LOGIT_COPIES)
-
-
-def source_numbers(config: LEDConfig, n: int, num_reads: int, *, form: Form = "auto") -> int:
-    """Return the numbers held of a source that is read so many times, by rows times steps."""
-    d, layers, heads = config.d_model, config.decoder_layers, config.decoder_attention_heads
-    absorbed = form == "absorbed" or (
-        form == "auto" and is_cheaper_absorbed(num_reads, n, heads, d)
-    )
-    return n * d * (2 if absorbed else 1 + 2 * layers)
-
-
-def row_numbers(config: LEDConfig, m: int) -> int:
-    """Return the numbers held of one row of up to m tokens that is generated, and its logits."""
-    return m * 2 * config.d_model * config.decoder_layers + config.vocab_size * _LOGIT_COPIES
 
 
 def available_bytes(device: torch.device) -> int:

@@ -1,0 +1,1 @@
+"""What both engines share: documents that wait, their handles, the thread, memory."""
