@@ -4,6 +4,7 @@ With LONGHAUL_TEST_DATA set to a folder that holds `tokenizer/`, `proposals/` an
 published vocabulary and real corpora are used; anywhere else, the standard library's own sources.
 """
 
+import contextlib
 import doctest
 import functools
 import json
@@ -215,6 +216,17 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as on CPUs that the compiled kernels do not run on."""
     for user in (linear, decode, gemm, native):
         monkeypatch.setattr(user, "kernels", lambda: None)
+
+
+@contextlib.contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Let torch compute with `n` threads in this block, whatever the process has otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -132,8 +132,11 @@ def combine(given: InputColumn, rows: pa.Table) -> pa.ChunkedArray:
     text = texts[0]
     if len(texts) > 1:
         separator = pa.scalar(given.separator, given.type)
-        joined = pc.binary_join_element_wise(*texts, separator, null_handling="skip")
-        text = pc.if_else(pc.is_valid(pc.coalesce(*texts)), joined, None)
+        some = pc.is_valid(pc.coalesce(*texts))
+        # Arrow leaves a row out of the joined column where all parts are null.
+        first = pc.if_else(some, texts[0], "")
+        joined = pc.binary_join_element_wise(first, *texts[1:], separator, null_handling="skip")
+        text = pc.if_else(some, joined, None)
     if given.prefix:
         before = pa.scalar(given.prefix, given.type)
         whole = pc.binary_join_element_wise(before, text, pa.scalar("", given.type))
@@ -154,7 +157,8 @@ def without_bad_utf8(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        bad = [row for row in range(len(column)) if not _is_valid(column.slice(row, 1))]
+        # Not a slice: that would look at the values of its neighbours' lists too.
+        bad = [row for row in range(len(column)) if not _is_valid(column.take([row]))]
         good = pa.array([True] * len(column)).to_numpy(zero_copy_only=False)
         good[bad] = False
         return pc.if_else(pa.array(good), column, None), bad

@@ -8,6 +8,7 @@ import pyarrow as pa
 T = TypeVar("T")
 
 NUM_NAMED = 5  # how many offending rows or files a message names
+_LONGEST = 300
 
 
 def attempt(call: Callable[[], T]) -> T | Exception:
@@ -24,4 +25,6 @@ def named(names: Sequence[str], most: int = NUM_NAMED) -> str:
 
 
 def one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of what an error says, without the rest of a long row that it may quote."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= _LONGEST else f"{lines[0][:_LONGEST]}…"

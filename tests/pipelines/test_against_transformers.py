@@ -141,15 +141,16 @@ def compare(
     sources = [tokenizer(text)["input_ids"] for text in texts]
     inputs = [cut(ids, LIMIT) for ids in sources]
     expected = [oracle(ids, generation) for ids in inputs]
-    halved = [oracle(cut(ids, max(3, len(ids) // 2)), generation) for ids in inputs]
-    local = [oracle(ids, generation, with_global=False) for ids in inputs]
-    enough = 0.9 * len(texts)
+    some = slice(None, None, 4)
+    halved = [oracle(cut(ids, max(3, len(ids) // 2)), generation) for ids in inputs[some]]
+    local = [oracle(ids, generation, with_global=False) for ids in inputs[some]]
     # One transcript may stand in several rows of a split, with another question in front.
-    assert len(set(expected)) >= enough, "the oracle says the same of different documents"
-    assert sum(a != b for a, b in zip(expected, halved, strict=True)) >= enough
-    assert sum(a != b for a, b in zip(expected, local, strict=True)) >= enough
+    assert len(set(expected)) >= 0.9 * len(texts), "the oracle says the same of different documents"
+    for changed in (halved, local):
+        num_changed = sum(a != b for a, b in zip(expected[some], changed, strict=True))
+        assert num_changed >= 0.9 * len(changed)
     check(run_job(tmp_path, model, texts, generation), sources, expected)
-    check_other_ways(model, inputs[::4], expected[::4], generation)
+    check_other_ways(model, inputs[some], expected[some], generation)
 
 
 def check_other_ways(

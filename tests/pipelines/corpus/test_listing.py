@@ -1,8 +1,11 @@
 """Listing of Parquet corpora: every problem of every file, at once."""
 
+import decimal
 import os
+import uuid
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -237,6 +240,62 @@ def test_other_types_are_no_ids(tmp_path: Path, kind: pa.DataType) -> None:
 def test_ids_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"id": invalid_utf8([b"fine", b"\xff\xfe"]), **texts(2)})
     assert "a.parquet: id column cannot be read: Invalid UTF8" in problems_of(tmp_path)
+
+
+def test_uuids_and_whole_decimals_are_ids(tmp_path: Path) -> None:
+    keys = [uuid.UUID(int=7), uuid.UUID(int=2**127)]
+    bare = pa.array([k.bytes for k in keys], pa.binary(16))
+    numbers = [decimal.Decimal(10**37), decimal.Decimal(-5)]
+    kinds = {
+        "uuid": (pa.array([k.bytes for k in keys], pa.uuid()), [str(k) for k in keys]),
+        "bare": (bare, [str(k) for k in keys]),
+        "decimal": (pa.array(numbers, pa.decimal128(38, 0)), [str(10**37), "-5"]),
+    }
+    for name, (ids, expected) in kinds.items():
+        write(tmp_path / name / "a.parquet", {"id": ids, **texts(2)})
+        assert read(listed(tmp_path / name))["id"].to_pylist() == expected
+
+
+def test_ids_are_made_when_asked(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"id": ["x", "x"], **texts(2)})
+    write(tmp_path / "b.parquet", {"id": [0.5], **texts(1)})
+    assert "--id-column file#row makes ids" in problems_of(tmp_path / "a.parquet")
+    assert "--id-column file#row makes ids" in problems_of(tmp_path / "b.parquet")
+    corpus = listed(tmp_path, id_column="file#row")
+    assert read(corpus)["id"].to_pylist() == ["a.parquet#0", "a.parquet#1", "b.parquet#0"]
+    assert corpus.column_fingerprint()["id"] == "file#row"
+
+
+# --- files without a text ---
+
+
+def test_files_whose_text_is_null_have_null_texts(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"id": ["a"], "year": ["1999"], **texts(1)})
+    frames = {"none": None, "nan": float("nan")}
+    for name, value in frames.items():
+        frame = pd.DataFrame({"id": [name], "text": [value], "year": [float("nan")]})
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    table = read(listed(tmp_path, kept={"year": "year"}))
+    assert table["id"].to_pylist() == ["a", "nan", "none"]
+    assert table[TEXT].to_pylist() == ["text 0", None, None]
+    assert table["year"].to_pylist() == ["1999", None, None]
+    pd.DataFrame({"id": ["x", "y"], "text": [0.5, None]}).to_parquet(tmp_path / "z.parquet")
+    assert "z.parquet: text column 'text' is double, not a string" in problems_of(tmp_path)
+
+
+def test_files_without_rows_need_no_columns(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"id": ["a"], **texts(1), "n": [1]})
+    pd.DataFrame().to_parquet(tmp_path / "nothing.parquet")
+    write(tmp_path / "other.parquet", {"text": pa.array([], pa.int8())})
+    corpus = listed(tmp_path, kept={"n": "n"})
+    assert list(corpus.listing()) == ["a.parquet", "nothing.parquet", "other.parquet"]
+    assert read(corpus)["id"].to_pylist() == ["a"]
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 647693783\n"
+    (tmp_path / "a.parquet").write_text(pointer)
+    assert "it is a Git LFS pointer, not the data: run `git lfs pull`" in problems_of(tmp_path)
 
 
 # --- kept columns ---

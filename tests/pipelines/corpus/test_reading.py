@@ -1,5 +1,6 @@
 """Reading of listed corpora: every row, or the reason why not."""
 
+import datetime
 import os
 import tempfile
 from pathlib import Path
@@ -223,3 +224,55 @@ def test_read_tasks_carry_one_file_each(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert [task.metadata.num_rows for task in tasks] == [2, 3, 2]
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 2
+
+
+def test_small_row_groups_are_read_by_one_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {**texts(40), "unread": ["x" * 9999] * 40}
+    write(tmp_path / "a.parquet", columns, groups=[1] * 40, compression="none")
+    corpus = listed(tmp_path)
+    assert [(p.first_row, p.num_rows) for p in corpus.files[0].pieces] == [(0, 40)]
+    monkeypatch.setattr(formats, "PIECE_BYTES", 600)  # what nobody reads is not counted
+    cut = listed(tmp_path)
+    sizes = [p.num_rows for p in cut.files[0].pieces]
+    assert 2 < len(sizes) < 20
+    assert read(cut) == read(corpus)
+    opened = []
+    open_file = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *a, **k: opened.append(1) or open_file(*a, **k))
+    read(corpus)
+    assert len(opened) == 1
+
+
+def test_a_bad_page_between_small_row_groups(tmp_path: Path) -> None:
+    columns = {"id": [f"row {i}" for i in range(6)], **texts(6)}
+    path = write(tmp_path / "a.parquet", columns, groups=[1] * 6)
+    for group in (1, 4):
+        destroy_page(path, "text", group)
+    (file,) = (corpus := listed(tmp_path)).files
+    assert len(file.pieces) == 1
+    table = read(corpus)
+    assert table["id"].to_pylist() == columns["id"]
+    assert [i for i, e in enumerate(table[READ_ERROR].to_pylist()) if e] == [1, 4]
+    assert table[READ_ERROR][4].as_py().startswith("a.parquet, row group 4: ")
+
+
+def test_large_cells_are_read_in_small_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [str(i) * 10_000 for i in range(50)]
+    write(tmp_path / "a.parquet", {"text": rows}, use_dictionary=False)
+    corpus = listed(tmp_path)
+    (file,) = corpus.files
+    monkeypatch.setattr(formats, "SLICE_BYTES", 100_000)
+    tables = list(read_piece(corpus, file, *file.pieces))
+    assert max(t.num_rows for t in tables) <= 10
+    assert pa.concat_tables(tables)[TEXT].to_pylist() == rows
+
+
+def test_timestamps_of_spark_are_kept_as_they_are(tmp_path: Path) -> None:
+    when = [datetime.datetime(9999, 12, 31, 23, 59, 59), datetime.datetime(2024, 1, 1, 0, 0, 0, 7)]
+    columns = {**texts(2), "valid_to": pa.array(when, pa.timestamp("us"))}
+    write(tmp_path / "a.parquet", columns, use_deprecated_int96_timestamps=True)
+    assert read(listed(tmp_path, kept={"valid_to": "to"}))["to"].to_pylist() == when

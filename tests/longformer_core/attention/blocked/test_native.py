@@ -20,6 +20,7 @@ from longformer_core.attention.blocked.plan import Call, calls_of
 from longformer_core.layout import Layout
 from longformer_core.ops import linear
 from longformer_core.ops.cpu.features import kernels
+from tests.helpers import num_threads
 from tests.longformer_core.attention.blocked.test_attention import GLOBALS, LENGTH, draw
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="needs AVX-512 and compiled kernels")
@@ -157,22 +158,16 @@ def test_any_batch_and_band(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_document_does_not_depend_on_its_neighbours(dtype: torch.dtype, causal: bool) -> None:
     inputs = draw(130, dtype, shape=(2, 32))
-    whole = attend(
-        "native", inputs, Layout.from_lengths([30, 77, 23], [[0], [0, 49], []]), 20, causal
-    )
+    layout = Layout.from_lengths([30, 77, 23], [[0], [0, 49], []])
     alone = tuple(x[30:107] for x in inputs)
     hurt = [x.clone() for x in inputs]
     for x in hurt:
         x[:30], x[107:] = torch.nan, torch.inf
-    hurt_whole = attend(
-        "native", tuple(hurt), Layout.from_lengths([30, 77, 23], [[0], [0, 49], []]), 20, causal
-    )
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with num_threads(2):
+        whole = attend("native", inputs, layout, 20, causal)
+        hurt_whole = attend("native", tuple(hurt), layout, 20, causal)
+    with num_threads(1):
         by_itself = attend("native", alone, Layout.from_lengths([77], [[0, 49]]), 20, causal)
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(whole[30:107], by_itself)
     assert torch.equal(hurt_whole[30:107], by_itself)
 

@@ -15,6 +15,7 @@ from longformer_core.ops.cpu import decode
 from longformer_core.ops.cpu import features as cpu
 from longformer_core.ops.cpu.features import has_avx512, kernels
 from longformer_core.ops.linear import Linear
+from tests.helpers import num_threads
 from tests.longformer_core.generation.helpers import decode as written_by
 from tests.longformer_core.generation.helpers import documents, models, published
 
@@ -171,13 +172,9 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
     x, w = draw(7, 160, dtype=dtype), draw(500, 160, dtype=dtype)
     q, keys = draw(2, 4, HEADS, 64, dtype=dtype), draw(2, HEADS, 9000, 64, dtype=dtype)
     results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 5):
+        with num_threads(threads):
             results.append((decode.multiply(x, w, None), decode.attend(q, keys, keys, [9000, 77])))
-    finally:
-        torch.set_num_threads(before)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 

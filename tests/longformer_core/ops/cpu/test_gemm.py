@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longformer_core.ops import linear as caller
 from longformer_core.ops.cpu import gemm
 from longformer_core.ops.cpu.features import kernels
+from tests.helpers import num_threads
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="needs AVX-512 and compiled kernels")
 
@@ -61,14 +62,11 @@ def test_sums_are_rounded_once(rows: int, num_weights: int, length: int) -> None
 
 def test_a_row_does_not_depend_on_its_neighbours_or_the_threads() -> None:
     x, w, bias = draw(210, 160), draw(400, 160), draw(400)
-    whole = gemm.multiply(x, w, bias)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with num_threads(2):
+        whole = gemm.multiply(x, w, bias)
+    with num_threads(1):
         for first, last in ((0, 1), (3, 6), (95, 200), (209, 210)):
             assert torch.equal(gemm.multiply(x[first:last], w, bias), whole[first:last])
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_rows_and_bias_may_lie_apart() -> None:
