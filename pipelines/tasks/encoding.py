@@ -91,10 +91,10 @@ class EncodingTask(Task):
 
     def load_engine(self, device: str, memory_share: float) -> "EncodingEngine":
         import torch
-        from longformer_core.encoding.engine import EncodingEngine
 
         import longformer_core
-        from longformer_core.generation.memory import available_bytes
+        from longformer_core.encoding.engine import EncodingEngine
+        from longformer_core.scheduling.memory import available_bytes
 
         model = getattr(longformer_core, self.model_class).from_pretrained(
             resolve(self.model), dtype=getattr(torch, self.dtype), device=device
