@@ -1,6 +1,6 @@
 """The one worker of all tasks: an engine, and the documents that it is asked about."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pipelines.tasks.base import Document, Output, Process, Task
@@ -28,16 +28,18 @@ class Worker:
         Documents that ask again, with what they were answered, do so together, in rounds.
         """
         processes = [self.task.process(document) for document in documents]
-        asked = {index: next(process) for index, process in enumerate(processes)}
-        while asked:
-            again: dict[int, list[Any]] = {}
-            for index, results in self._ask(asked, on_progress):
-                output = _advance(processes[index], results)
-                if isinstance(output, Output):
-                    yield index, output
+        ready: Iterable[tuple[int, Any]] = [(index, None) for index in range(len(processes))]
+        while True:
+            asked: dict[int, list[Any]] = {}
+            for index, results in ready:
+                answer = _advance(processes[index], results)
+                if isinstance(answer, Output):
+                    yield index, answer
                 else:
-                    again[index] = output
-            asked = again
+                    asked[index] = answer
+            if not asked:
+                return
+            ready = self._ask(asked, on_progress)
 
     def _ask(
         self, asked: dict[int, list[Any]], on_progress: Callable[[], None]
@@ -55,14 +57,17 @@ class Worker:
                 yield index, results.pop(index)
 
 
-def _advance(process: Process, results: list[Any]) -> Output | list[Any]:
-    """Return what a document asks next, or its output; an error of any window is the document's."""
-    failed = next((result.error for result in results if result.error is not None), None)
+def _advance(process: Process, results: list[Any] | None) -> Output | list[Any]:
+    """Return what a document asks next, or its output; an error of any window is the document's.
+
+    results: of what it asked before; None at first.
+    """
+    failed = next((each.error for each in results or () if each.error is not None), None)
     if failed is not None:
         process.close()
         return Output({}, error=failed)
     try:
-        return process.send(results)
+        return process.send(results)  # type: ignore[arg-type]
     except StopIteration as end:
         output: Output = end.value
         return output
