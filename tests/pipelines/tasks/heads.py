@@ -70,8 +70,9 @@ def make_head(
 
 
 def tokenizer_of(path: Path) -> Any:
-    """The published tokenizer of such a directory."""
-    return transformers.LongformerTokenizerFast.from_pretrained(path)
+    """The published tokenizer of such a directory; its mask takes the space before it."""
+    mask = transformers.AddedToken("<mask>", lstrip=True, special=True)
+    return transformers.LongformerTokenizerFast.from_pretrained(path, mask_token=mask)
 
 
 def answers(task: Task, **columns: Any) -> list[dict[str, Any]]:
