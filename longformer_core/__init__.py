@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         copy_global_projections,
         plan_conversion,
     )
+    from longformer_core.encoding.engine import EncodingEngine
+    from longformer_core.encoding.request import Encoding, EncodingRequest
     from longformer_core.errors import (
         CancelledError,
         CheckpointError,
@@ -95,6 +97,9 @@ __all__ = [
     "ConfigError",
     "Conversion",
     "DeadlineError",
+    "Encoding",
+    "EncodingEngine",
+    "EncodingRequest",
     "Engine",
     "Estimate",
     "Generation",
@@ -169,6 +174,9 @@ _HOME = {
     "ConfigError": "errors",
     "Conversion": "conversion.convert",
     "DeadlineError": "errors",
+    "Encoding": "encoding.request",
+    "EncodingEngine": "encoding.engine",
+    "EncodingRequest": "encoding.request",
     "Engine": "generation.engine",
     "Estimate": "estimate",
     "Generation": "generation.request",

@@ -23,6 +23,7 @@ RANKS = {
         "scheduling": 2,
         "tokenization": 2,
         "checkpoints": 3,
+        "encoding": 3,
         "generation": 3,
         "models": 4,
         "conversion": 5,

@@ -95,6 +95,11 @@ class LEDConfig(PublishedConfig):
         return self.encoder_layers
 
     @property
+    def intermediate_size(self) -> int:
+        """Return `encoder_ffn_dim`."""
+        return self.encoder_ffn_dim
+
+    @property
     def attention_probs_dropout_prob(self) -> float:
         """Return `attention_dropout`."""
         return self.attention_dropout

@@ -58,7 +58,7 @@ class Engine(DocumentEngine[Request, Generation]):
     ) -> None:
         """Keep the model, which the engine alone should use while it decodes.
 
-        form: of the cross-attention's source; see `attention.cross_attention.Source`.
+        form: of the cross-attention's source; see `attention.cross_attention.CrossAttentionCache`.
         cuda_graphs: on a CUDA device, record a step and replay it while the same documents decode.
         Raises: ConfigError for a budget below 1.
         """

@@ -41,7 +41,7 @@ class BeamKVCache:
     ) -> None:
         """Make a cache without documents; memory is taken at the first step."""
         self.rows_per_document = rows_per_document
-        self._is_run, self._has_fixed_shapes = is_speculative, has_fixed_shapes
+        self._is_speculative, self._has_fixed_shapes = is_speculative, has_fixed_shapes
         # Of each document the steps taken, and how many it may take.
         self._steps: list[int] = []
         self._max_steps: list[int] = []

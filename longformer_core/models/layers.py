@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from longformer_core.errors import ConfigError, ShapeError, did_you_mean
+from longformer_core.errors import ConfigError, ShapeError, TooLongError, did_you_mean
+from longformer_core.layout import Layout
 
 # Each with the form that overwrites its input.
 _Function = Callable[[Tensor], Tensor]
@@ -77,6 +78,26 @@ def check_ids(name: str, ids: Tensor, limit: int) -> None:
             f"{name} reach from {low} to {high} but the model has only ids 0 to {limit - 1}; use "
             "the tokenizer of this model's directory"
         )
+
+
+def check_packed_ids(input_ids: Tensor, layout: Layout, vocab_size: int) -> None:
+    """Raise ShapeError unless there is one id of the vocabulary for each token of the layout."""
+    if input_ids.shape != (layout.num_tokens,):
+        raise ShapeError(
+            f"input_ids have shape {list(input_ids.shape)} but the layout describes "
+            f"{layout.num_tokens} packed tokens; give one id per token, documents end to end"
+        )
+    check_ids("input_ids", input_ids, vocab_size)
+
+
+def check_lengths(layout: Layout, limit: int) -> None:
+    """Raise TooLongError for a document with more tokens than the encoder has positions."""
+    for document, length in enumerate(layout.lengths):
+        if length > limit:
+            raise TooLongError(
+                f"document {document} has {length} tokens but the encoder has {limit} positions; "
+                "shorten the document or choose a model with more positions"
+            )
 
 
 class LayerStack(nn.Module):

@@ -8,9 +8,8 @@ Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.1
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,14 @@ from longformer_core.attention.cross_attention import CrossAttentionCache
 from longformer_core.attention.global_attention import Form
 from longformer_core.config import LEDConfig
 from longformer_core.config.base import read_json
+from longformer_core.encoding.model import HeadKind
 from longformer_core.errors import ShapeError, TooLongError
 from longformer_core.generation.config import GENERATION_FILE
 from longformer_core.generation.kv_cache import BeamKVCache
 from longformer_core.hub import resolve
 from longformer_core.layout import Layout
 from longformer_core.models.generate import GenerationMixin
-from longformer_core.models.layers import check_ids
+from longformer_core.models.layers import check_ids, check_lengths, check_packed_ids
 from longformer_core.models.led_layers import (
     DecoderMaps,
     LEDDecoder,
@@ -38,7 +38,7 @@ from longformer_core.models.outputs import (
     LEDSeq2SeqModelOutput,
     ModelOutput,
 )
-from longformer_core.models.packing import padded_batch, shift_tokens_right
+from longformer_core.models.packing import one_of, padded_batch, shift_tokens_right
 from longformer_core.models.past_key_values import DecoderPast
 from longformer_core.models.pretrained import PretrainedModel
 from longformer_core.models.self_attention import attention_maps
@@ -51,6 +51,7 @@ class LEDPreTrainedModel(PretrainedModel[LEDConfig]):
     """An LED that lives in a directory."""
 
     config_class = LEDConfig
+    head_kind: ClassVar[HeadKind | None] = None
 
     @property
     def base(self) -> "LEDModel":
@@ -58,6 +59,30 @@ class LEDPreTrainedModel(PretrainedModel[LEDConfig]):
         model = getattr(self, "led", self)
         assert isinstance(model, LEDModel)
         return model
+
+    @property
+    def max_source_tokens(self) -> int:
+        """Return how long a document may be."""
+        return self.config.max_encoder_position_embeddings
+
+    def default_global_mask(self, tokens: Tensor) -> Tensor:
+        """Return the mask [B, S] that `forward` takes when it is given none: zeros.
+
+        Shapes: tokens [B, S] ids.
+        """
+        return torch.zeros_like(tokens)
+
+    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        """Return the encoder's states [T, d] of packed documents [T].
+
+        Raises: ShapeError when ids and layout differ or an id is outside the vocabulary;
+            TooLongError for a document with more tokens than the encoder has positions.
+        """
+        check_packed_ids(input_ids, layout, self.config.vocab_size)
+        check_lengths(layout, self.config.max_encoder_position_embeddings)
+        encoder = self.base.encoder
+        states: Tensor = encoder(encoder.embed_tokens(input_ids), layout.positions, layout)
+        return states
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the table of token embeddings that encoder and decoder share."""
@@ -143,7 +168,7 @@ class LEDModel(LEDPreTrainedModel):
         return self._decode(
             encoded,
             attention_mask,
-            _one_of(decoder_input_ids, decoder_inputs_embeds, "decoder_input"),
+            one_of(decoder_input_ids, decoder_inputs_embeds, "decoder_input"),
             decoder_attention_mask,
             past_key_values,
             use_cache=self.config.use_cache if use_cache is None else use_cache,
@@ -162,7 +187,7 @@ class LEDModel(LEDPreTrainedModel):
         output_hidden_states: bool = False,
     ) -> LEDEncoderBaseModelOutput:
         """Return the encoder's states of a padded batch; see `forward`."""
-        tokens = _one_of(input_ids, inputs_embeds, "input")
+        tokens = one_of(input_ids, inputs_embeds, "input")
         if input_ids is not None:
             check_ids("input_ids", input_ids, self.config.vocab_size)
         positions = self._source_positions(tokens, attention_mask)
@@ -298,14 +323,6 @@ class LEDModel(LEDPreTrainedModel):
         return self.decoder.source(packed, layout, num_rows=num_rows)
 
 
-def _one_of(ids: Tensor | None, embeds: Tensor | None, name: str) -> Tensor:
-    """Return ids [B, N] or embeddings [B, N, d], whichever is given."""
-    tokens = embeds if ids is None else ids
-    if tokens is None or (ids is not None and embeds is not None):
-        raise ShapeError(f"give either {name}_ids or {name}s_embeds, and only one of them")
-    return tokens
-
-
 class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
     """Write a text about a long document: encode it once, then decode token by token.
 
@@ -392,29 +409,6 @@ class LEDForConditionalGeneration(GenerationMixin, LEDPreTrainedModel):
         assert states is not None
         logits, loss = token_logits(self._logits, states, labels, decoder_attention_mask)
         return LEDSeq2SeqLMOutput(loss=loss, logits=logits, **output.passed_on())
-
-    def encode(self, input_ids: Tensor, layout: Layout) -> Tensor:
-        """Return the encoder's states [T, d] of packed documents [T].
-
-        Raises: ShapeError when ids and layout differ or an id is outside the vocabulary;
-            TooLongError for a document with more tokens than the encoder has positions.
-        """
-        if input_ids.shape != (layout.num_tokens,):
-            raise ShapeError(
-                f"input_ids have shape {list(input_ids.shape)} but the layout describes "
-                f"{layout.num_tokens} packed tokens; give one id per token, documents end to end"
-            )
-        limit = self.config.max_encoder_position_embeddings
-        for document, (start, end) in enumerate(pairwise(layout.cu_seqlens)):
-            if end - start > limit:
-                raise TooLongError(
-                    f"document {document} has {end - start} tokens but the encoder has {limit} "
-                    "positions; shorten the document or choose a model with more positions"
-                )
-        check_ids("input_ids", input_ids, self.config.vocab_size)
-        encoder = self.led.encoder
-        states: Tensor = encoder(encoder.embed_tokens(input_ids), layout.positions, layout)
-        return states
 
     def source(
         self,

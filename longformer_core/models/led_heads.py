@@ -4,12 +4,18 @@ Shape letters: B documents, S source slots and N target tokens of a padded batch
 C labels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
+from longformer_core.attention.window import window_attention
 from longformer_core.config import LEDConfig
 from longformer_core.errors import ShapeError
+from longformer_core.layout import Layout
 from longformer_core.models.led import EncoderOutputs, LEDModel, LEDPreTrainedModel
+from longformer_core.models.led_layers import LEDDecoder, LEDDecoderAttention
 from longformer_core.models.losses import classification_loss, span_loss
 from longformer_core.models.outputs import (
     LEDSeq2SeqModelOutput,
@@ -36,8 +42,88 @@ class LEDClassificationHead(nn.Module):
         return out
 
 
-class LEDForSequenceClassification(LEDPreTrainedModel):
+class _OwnTokens:
+    """The causal attention of packed targets of any lengths, each to itself."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = Layout.from_lengths(layout.lengths, device=layout.device)
+        self._radius = max(layout.lengths, default=1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002 - all alike
+        return window_attention(q, k, v, self._layout, self._radius, causal=True).flatten(1)
+
+
+class _OwnSources:
+    """The attention of packed targets of any lengths to the documents of one packed batch.
+
+    Keys and values are made where they are read, for each layer reads a document only once.
+    """
+
+    def __init__(self, decoder: LEDDecoder, states: Tensor, layout: Layout) -> None:
+        self._decoder = decoder
+        self._states = states
+        self._lengths = list(layout.lengths)
+        if layout.is_visible is not None:
+            self._states = states[layout.is_visible]
+            parts = torch.split(layout.is_visible, self._lengths)
+            self._lengths = [int(flags.sum()) for flags in parts]
+
+    def attend(
+        self, layer: int, q: Tensor, rows: Sequence[int], /, *, dropout_p: float = 0.0
+    ) -> Tensor:
+        """Return [R, H * D] of q [R, H, D], `rows` of each document; zeros where all is hidden."""
+        module = self._decoder.layers[layer].encoder_attn
+        assert isinstance(module, LEDDecoderAttention)
+        keys = module.heads(module.k_proj, self._states)
+        values = module.heads(module.v_proj, self._states)
+        documents = zip(
+            torch.split(q, list(rows)),
+            torch.split(keys, self._lengths),
+            torch.split(values, self._lengths),
+            strict=True,
+        )
+        outputs = []
+        for document in documents:
+            query, key, value = (x.transpose(0, 1) for x in document)
+            out = torch.zeros_like(query)
+            if key.shape[1]:
+                out = scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+            outputs.append(out.transpose(0, 1))
+        return torch.cat(outputs).flatten(1)
+
+
+class LEDForReading(LEDPreTrainedModel):
+    """A head on the states of a decoder that reads the source once more."""
+
+    led: LEDModel
+
+    @property
+    def max_source_tokens(self) -> int:
+        """Return how long a document may be: both halves have positions for it."""
+        return min(super().max_source_tokens, self.config.max_decoder_position_embeddings)
+
+    def decode_source(self, states: Tensor, layout: Layout, input_ids: Tensor) -> Tensor:
+        """Return the decoder's states [T, d] of packed documents that it reads, moved one place on.
+
+        Shapes: states [T, d], the encoder's; input_ids [T]; every document has a token.
+        """
+        decoder = self.led.decoder
+        shifted = input_ids.roll(1)
+        shifted[layout.offsets[:-1].long()] = self.config.decoder_start_token_id
+        out: Tensor = decoder(
+            decoder.embed_tokens(shifted),
+            layout.positions,
+            _OwnTokens(layout),
+            _OwnSources(decoder, states, layout),
+            layout.lengths,
+        )
+        return out
+
+
+class LEDForSequenceClassification(LEDForReading):
     """Classify documents by the decoder's state at the last `</s>`, or score them."""
+
+    head_kind = "end"
 
     def __init__(self, config: LEDConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
@@ -45,6 +131,11 @@ class LEDForSequenceClassification(LEDPreTrainedModel):
         self.led = LEDModel(config)
         self.classification_head = LEDClassificationHead(config)
         self.init_weights()
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [B, C] of the decoder's states [B, d] at the documents' last `</s>`."""
+        out: Tensor = self.classification_head(states)
+        return out
 
     def forward(
         self,
@@ -92,7 +183,7 @@ class LEDForSequenceClassification(LEDPreTrainedModel):
         else:
             last = torch.full((len(states),), states.shape[1] - 1)
         rows = torch.arange(len(states), device=states.device)
-        logits = self.classification_head(states[rows, last.to(states.device)])
+        logits = self.head_logits(states[rows, last.to(states.device)])
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         return LEDSeq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **output.passed_on())
 
@@ -109,8 +200,10 @@ def _last(flags: Tensor, what: str) -> Tensor:
     return (flags * count).amax(1)
 
 
-class LEDForQuestionAnswering(LEDPreTrainedModel):
+class LEDForQuestionAnswering(LEDForReading):
     """Find a span of the text that the decoder reads."""
+
+    head_kind = "span"
 
     def __init__(self, config: LEDConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
@@ -118,6 +211,11 @@ class LEDForQuestionAnswering(LEDPreTrainedModel):
         self.led = LEDModel(config)
         self.qa_outputs = nn.Linear(config.d_model, 2)
         self.init_weights()
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [..., 2], that a span starts or ends here, of the decoder's states [..., d]."""
+        out: Tensor = self.qa_outputs(states)
+        return out
 
     def forward(
         self,
@@ -155,7 +253,8 @@ class LEDForQuestionAnswering(LEDPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        start, end = self.qa_outputs(output.last_hidden_state).unbind(-1)
+        assert output.last_hidden_state is not None
+        start, end = self.head_logits(output.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2

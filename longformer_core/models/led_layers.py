@@ -8,7 +8,7 @@ Source: Longformer, arXiv:2004.05150, section 7; layers as in BART, arXiv:1910.1
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,14 @@ class SelfAttention(Protocol):
         ...
 
 
+class CrossAttention(Protocol):
+    """What a decoder's tokens see of the documents."""
+
+    def attend(self, layer: int, q: Tensor, rows: Any, /, *, dropout_p: float = 0.0) -> Tensor:
+        """Return [R, H * D] of queries [R, H, D], so many `rows` of each document."""
+        ...
+
+
 @dataclass
 class DecoderMaps:
     """The attention probabilities of a decoder, layer by layer, for those who look at them.
@@ -185,11 +193,14 @@ class LEDDecoderLayer(LEDFeedForward):
         self,
         states: Tensor,
         attention: SelfAttention,
-        source: CrossAttentionCache,
-        rows: int,
+        source: CrossAttention,
+        rows: int | Sequence[int],
         maps: DecoderMaps | None = None,
     ) -> Tensor:
-        """Return the next states [R, d] of the new tokens, `rows` of them per document."""
+        """Return the next states [R, d] of the new tokens, `rows` of them per document.
+
+        rows: one number for all documents, or one for each where the source takes that.
+        """
         own, cross = self.self_attn, self.encoder_attn
         q, k, v = (own.heads(m, states) for m in (own.q_proj, own.k_proj, own.v_proj))
         out = own.out_proj(attention.attend(self.index, q, k, v))
@@ -224,14 +235,14 @@ class LEDDecoder(LayerStack):
         words: Tensor,
         positions: Tensor,
         attention: SelfAttention,
-        source: CrossAttentionCache,
-        rows: int,
+        source: CrossAttention,
+        rows: int | Sequence[int],
         every: list[Tensor] | None = None,
         maps: DecoderMaps | None = None,
     ) -> Tensor:
         """Return the last layer's states [R, d] of new tokens; the list gets those of all layers.
 
-        Shapes: words [R, d]; positions [R]; the rows of document i start at i * `rows`.
+        Shapes: words [R, d]; positions [R]; rows, see `LEDDecoderLayer.forward`.
         """
         states: Tensor = self.layernorm_embedding(words + self.embed_positions(positions))
         states = dropout(states, self.dropout, self.training)

@@ -6,18 +6,22 @@ Shape letters: B documents, S slots of the padded batch, T packed tokens, d hidd
 Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
+from longformer_core.encoding.model import HeadKind
 from longformer_core.errors import ShapeError
+from longformer_core.layout import Layout
 from longformer_core.models.global_attention_mask import (
     mark_choice,
     mark_first_token,
     mark_question,
 )
-from longformer_core.models.layers import check_ids
+from longformer_core.models.layers import check_ids, check_packed_ids
 from longformer_core.models.longformer_layers import (
     LongformerEmbeddings,
     LongformerEncoder,
@@ -42,6 +46,7 @@ class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
     """A Longformer that lives in a directory."""
 
     config_class = LongformerConfig
+    head_kind: ClassVar[HeadKind | None] = None
 
     @property
     def base(self) -> "LongformerModel":
@@ -49,6 +54,37 @@ class LongformerPreTrainedModel(PretrainedModel[LongformerConfig]):
         model = getattr(self, "longformer", self)
         assert isinstance(model, LongformerModel)
         return model
+
+    @property
+    def max_source_tokens(self) -> int:
+        """Return how long a document may be."""
+        return self.config.max_length
+
+    def default_global_mask(self, tokens: Tensor) -> Tensor:
+        """Return the mask [B, S] that `forward` takes when it is given none.
+
+        Shapes: tokens [B, S] ids, or where the mask does not depend on them [B, S, d] embeddings.
+        """
+        return torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+
+    def encode(
+        self, input_ids: Tensor, layout: Layout, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the states [T, d] of packed documents.
+
+        Shapes: input_ids, token_type_ids [T].
+        Raises: ShapeError when ids and layout differ or an id is outside its table; TooLongError
+            for a document with more tokens than positions.
+        """
+        check_packed_ids(input_ids, layout, self.config.vocab_size)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        embeddings = self.base.embeddings
+        positions = embeddings.count_packed_positions(input_ids, layout)
+        words = embeddings.word_embeddings(input_ids)
+        states: Tensor = self.base.encoder(embeddings(words, positions, token_type_ids), layout)
+        return states
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the table of token embeddings."""
@@ -118,7 +154,7 @@ class LongformerModel(LongformerPreTrainedModel):
         last = batch.unpack(self.encoder(states, batch.layout, every))
         output = LongformerBaseModelOutputWithPooling(
             last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last),
+            pooler_output=None if self.pooler is None else self.pooler(last[:, 0]),
         )
         if output_hidden_states and every is not None:
             output.hidden_states = tuple(map(batch.unpack, every))
@@ -150,6 +186,8 @@ class LongformerLMHead(nn.Module):
 class LongformerForMaskedLM(LongformerPreTrainedModel):
     """Guess masked tokens."""
 
+    head_kind = "masked"
+
     def __init__(self, config: LongformerConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
@@ -162,6 +200,11 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         """Let embeddings and output projection share their weight again, if the config ties."""
         if self.config.tie_word_embeddings:
             self.lm_head.decoder.weight = self.longformer.embeddings.word_embeddings.weight
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [..., V] of tokens' states [..., d]."""
+        out: Tensor = self.lm_head(states)
+        return out
 
     def forward(
         self,
@@ -191,7 +234,7 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
             output_hidden_states,
         )
         states = base.last_hidden_state
-        logits, loss = token_logits(self.lm_head, states, labels, attention_mask)
+        logits, loss = token_logits(self.head_logits, states, labels, attention_mask)
         return LongformerMaskedLMOutput(loss, logits, **base.passed_on())
 
 
@@ -206,14 +249,16 @@ class LongformerClassificationHead(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return [B, labels] of padded states [B, S, d]."""
-        first = torch.tanh(self.dense(dropout(states[:, 0], self.dropout, self.training)))
-        out: Tensor = self.out_proj(dropout(first, self.dropout, self.training))
+        """Return [B, labels] of the first tokens' states [B, d]."""
+        inner = torch.tanh(self.dense(dropout(states, self.dropout, self.training)))
+        out: Tensor = self.out_proj(dropout(inner, self.dropout, self.training))
         return out
 
 
 class LongformerForSequenceClassification(LongformerPreTrainedModel):
     """Classify documents, or score them when `num_labels` is 1."""
+
+    head_kind = "first"
 
     def __init__(self, config: LongformerConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
@@ -221,6 +266,15 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         self.longformer = LongformerModel(config, add_pooling_layer=False)
         self.classifier = LongformerClassificationHead(config)
         self.init_weights()
+
+    def default_global_mask(self, tokens: Tensor) -> Tensor:
+        """Make the first token global."""
+        return mark_first_token(tokens)
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [B, labels] of the first tokens' states [B, d]."""
+        out: Tensor = self.classifier(states)
+        return out
 
     def forward(
         self,
@@ -240,7 +294,7 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         """
         if global_attention_mask is None:
             tokens = inputs_embeds if input_ids is None else input_ids
-            global_attention_mask = None if tokens is None else mark_first_token(tokens)
+            global_attention_mask = None if tokens is None else self.default_global_mask(tokens)
         base = self.longformer(
             input_ids,
             attention_mask,
@@ -251,13 +305,15 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        logits = self.classifier(base.last_hidden_state)
+        logits = self.head_logits(base.last_hidden_state[:, 0])
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         return LongformerSequenceClassifierOutput(loss, logits, **base.passed_on())
 
 
 class LongformerForTokenClassification(LongformerPreTrainedModel):
     """Classify every token."""
+
+    head_kind = "tokens"
 
     def __init__(self, config: LongformerConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
@@ -266,6 +322,11 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         self.dropout = config.hidden_dropout_prob
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [..., labels] of tokens' states [..., d]."""
+        out: Tensor = self.classifier(states)
+        return out
 
     def forward(
         self,
@@ -294,12 +355,14 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
             output_hidden_states,
         )
         states = dropout(base.last_hidden_state, self.dropout, self.training)
-        logits, loss = token_logits(self.classifier, states, labels, attention_mask)
+        logits, loss = token_logits(self.head_logits, states, labels, attention_mask)
         return LongformerTokenClassifierOutput(loss, logits, **base.passed_on())
 
 
 class LongformerForQuestionAnswering(LongformerPreTrainedModel):
     """Find the span of a document that answers a question."""
+
+    head_kind = "span"
 
     def __init__(self, config: LongformerConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
@@ -307,6 +370,15 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         self.longformer = LongformerModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.init_weights()
+
+    def default_global_mask(self, tokens: Tensor) -> Tensor:
+        """Make the question global: what stands before the first `</s>` of ids [B, S]."""
+        return mark_question(tokens, self.config.sep_token_id)
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return [..., 2], that a span starts or ends here, of tokens' states [..., d]."""
+        out: Tensor = self.qa_outputs(states)
+        return out
 
     def forward(
         self,
@@ -328,7 +400,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         Raises: ShapeError when no global mask is given and a row has no `</s>`.
         """
         if global_attention_mask is None and input_ids is not None:
-            global_attention_mask = mark_question(input_ids, self.config.sep_token_id)
+            global_attention_mask = self.default_global_mask(input_ids)
         base = self.longformer(
             input_ids,
             attention_mask,
@@ -339,7 +411,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        start, end = self.qa_outputs(base.last_hidden_state).unbind(-1)
+        start, end = self.head_logits(base.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start, start_positions) + span_loss(end, end_positions)) / 2
@@ -351,6 +423,8 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
 class LongformerForMultipleChoice(LongformerPreTrainedModel):
     """Choose one of several continuations."""
 
+    head_kind = "first"
+
     def __init__(self, config: LongformerConfig) -> None:
         """Make the model with weights drawn from torch's global generator."""
         super().__init__(config)
@@ -358,6 +432,19 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         self.dropout = config.hidden_dropout_prob
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
+
+    def default_global_mask(self, tokens: Tensor) -> Tensor:
+        """Make the choice's own text global: what stands behind the first `</s>` of ids [B, S]."""
+        return mark_choice(tokens, self.config.sep_token_id)
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Return the score [B, 1] of each choice by its first token's state [B, d]."""
+        assert self.longformer.pooler is not None
+        return self._score(self.longformer.pooler(states))
+
+    def _score(self, pooled: Tensor) -> Tensor:
+        out: Tensor = self.classifier(dropout(pooled, self.dropout, self.training))
+        return out
 
     def forward(
         self,
@@ -380,7 +467,7 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             raise ShapeError("give either input_ids or inputs_embeds, and only one of them")
         choices = tokens.shape[1]
         if global_attention_mask is None and input_ids is not None:
-            marks = mark_choice(input_ids.flatten(0, 1), self.config.sep_token_id)
+            marks = self.default_global_mask(input_ids.flatten(0, 1))
             global_attention_mask = marks.view_as(input_ids)
         flat = [
             None if given is None else given.flatten(0, 1)
@@ -396,8 +483,6 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         base = self.longformer(
             *flat, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
-        logits = self.classifier(dropout(base.pooler_output, self.dropout, self.training)).view(
-            -1, choices
-        )
+        logits = self._score(base.pooler_output).view(-1, choices)
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         return LongformerMultipleChoiceModelOutput(loss, logits, **base.passed_on())

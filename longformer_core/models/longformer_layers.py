@@ -7,6 +7,7 @@ Source: Longformer, arXiv:2004.05150; layers as in RoBERTa, arXiv:1907.11692.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from longformer_core.config import LongformerConfig
 from longformer_core.errors import TooLongError
@@ -50,13 +51,32 @@ class LongformerEmbeddings(nn.Module):
         if input_ids is not None:
             real = input_ids.ne(pad)
             counted = real.cumsum(1) * real
+        self._check_longest(counted)
+        return counted + pad
+
+    def count_packed_positions(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        """Return what `count_positions` does, of packed documents: [T].
+
+        Raises: as there.
+        """
+        pad = self.pad_token_id
+        real = input_ids.ne(pad)
+        ends = functional.pad(real.cumsum(0), (1, 0))
+        lengths = layout.offsets.diff()
+        before = ends[layout.offsets[:-1].long()].repeat_interleave(
+            lengths, output_size=layout.num_tokens
+        )
+        counted = (ends[1:] - before) * real
+        self._check_longest(counted)
+        return counted + pad
+
+    def _check_longest(self, counted: Tensor) -> None:
         longest = int(counted.max()) if counted.numel() else 0
         if longest > self.max_length:
             raise TooLongError(
                 f"a document has {longest} tokens but the model has {self.max_length} "
                 "positions; shorten the document or choose a model with more positions"
             )
-        return counted + pad
 
 
 class LongformerSelfOutput(nn.Module):
@@ -129,5 +149,5 @@ class LongformerPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return [B, d] of padded states [B, S, d]."""
-        return torch.tanh(self.dense(states[:, 0]))
+        """Return [B, d] of the first tokens' states [B, d]."""
+        return torch.tanh(self.dense(states))

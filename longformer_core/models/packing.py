@@ -1,6 +1,6 @@
 """From the padded batches of the published interface to packed ones, and back.
 
-Shape letters: B documents, S slots of each, T packed tokens.
+Shape letters: B documents, S slots of each, T packed tokens, N slots of targets, d hidden size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -111,3 +111,14 @@ def shift_tokens_right(input_ids: Tensor, pad_token_id: int | None, start_token_
     shifted = input_ids.roll(1, -1)
     shifted[:, :1] = start_token_id
     return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def one_of(ids: Tensor | None, embeds: Tensor | None, name: str) -> Tensor:
+    """Return ids [B, N] or embeddings [B, N, d], whichever is given.
+
+    Raises: ShapeError unless exactly one of them is.
+    """
+    tokens = embeds if ids is None else ids
+    if tokens is None or (ids is not None and embeds is not None):
+        raise ShapeError(f"give either {name}_ids or {name}s_embeds, and only one of them")
+    return tokens

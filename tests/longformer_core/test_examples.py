@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from longformer_core import Engine, GenerationConfig, Handle, Request, Tokens
+from longformer_core import (
+    EncodingEngine,
+    EncodingRequest,
+    Engine,
+    GenerationConfig,
+    Handle,
+    LongformerConfig,
+    LongformerModel,
+    Request,
+    Tokens,
+)
+from tests.longformer_core.encoding.helpers import SMALL, classifier
 from tests.longformer_core.generation.helpers import models
 
 
@@ -25,6 +36,17 @@ def generation_names() -> dict[str, Any]:
 @pytest.mark.parametrize("owner", [Engine, Request, Handle])
 def test_examples_of_generation(owner: type) -> None:
     run_examples(owner, generation_names())
+
+
+@pytest.mark.parametrize("owner", [EncodingEngine, EncodingRequest])
+def test_examples_of_encoding(owner: type) -> None:
+    names = {
+        "EncodingEngine": EncodingEngine,
+        "EncodingRequest": EncodingRequest,
+        "classifier": classifier(),
+        "encoder": LongformerModel(LongformerConfig(**SMALL)).eval(),
+    }
+    run_examples(owner, names)
 
 
 def run_examples(owner: type, names: dict[str, Any]) -> None:
