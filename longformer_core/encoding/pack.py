@@ -52,6 +52,7 @@ def _add_head(
     input_ids: Tensor,
     found: list[dict[str, Tensor]],
 ) -> None:
+    """Add the head's answers: of all tokens, or of those that the kind of head looks at."""
     kind, starts = model.head_kind, layout.cu_seqlens[:-1]
     if kind is None:
         return
@@ -69,8 +70,9 @@ def _add_head(
     if kind == "masked":
         chosen: list[list[int]] = [list(request.logit_positions) for request in requests]
     elif kind == "end":
-        ends = model.config.eos_token_ids
-        chosen = [[_last(request.input_ids, ends)] for request in requests]
+        ends = torch.tensor(model.config.eos_token_ids)
+        flags = [torch.isin(torch.as_tensor(request.input_ids), ends) for request in requests]
+        chosen = [[int(is_end.nonzero().max())] for is_end in flags]
     else:
         chosen = [[0] for _ in requests]
     slots = [start + place for start, own in zip(starts, chosen, strict=True) for place in own]
@@ -80,11 +82,6 @@ def _add_head(
         for own, places, logits in zip(found, chosen, parts, strict=True):
             if places:
                 own["logits"] = logits if kind == "masked" else logits[0]
-
-
-def _last(ids: Sequence[int], wanted: Sequence[int]) -> int:
-    """Return the last position of one of the wanted ids, which is there."""
-    return max(place for place, token in enumerate(ids) if int(token) in wanted)
 
 
 def _add_first(

@@ -54,7 +54,7 @@ LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 def real_documents(count: int) -> list[list[int]]:
-    """Token ids of real texts, long and short ones by turns."""
+    """Token ids of real texts, half of them long and half of them short."""
     data, texts = data_folder(), list[str]()
     if data is not None and (data / "proposals").is_dir():
         import pyarrow.parquet as pq
