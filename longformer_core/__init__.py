@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         LEDTokenizerFast,
         LongformerTokenizer,
         LongformerTokenizerFast,
+        load_tokenizer,
     )
 
 __all__ = [
@@ -157,6 +158,7 @@ __all__ = [
     "dense_probabilities",
     "estimate_cost",
     "list_model_files",
+    "load_tokenizer",
     "mark_choice",
     "mark_first_token",
     "mark_question",
@@ -234,6 +236,7 @@ _HOME = {
     "dense_probabilities": "attention.dense",
     "estimate_cost": "estimate",
     "list_model_files": "checkpoints.directory",
+    "load_tokenizer": "tokenization.tokenizer",
     "mark_choice": "models.global_attention_mask",
     "mark_first_token": "models.global_attention_mask",
     "mark_question": "models.global_attention_mask",

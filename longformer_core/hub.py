@@ -28,6 +28,9 @@ SMALL_FILES = (
     "merges.txt",
     "vocab.txt",
     "sentencepiece.bpe.model",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 )
 # Only the first kind that a place has is fetched.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".h5", ".ckpt")
@@ -113,38 +116,42 @@ def _resolve_url(url: str, cache_dir: Path) -> Path:
         ) from error
 
 
-def _remote_files(filesystem: Any, root: str) -> list[str]:
-    """Return the model files at the top of a remote directory, weights in one format only."""
+def _remote_files(filesystem: Any, root: str) -> dict[str, str]:
+    """Return the model files of a remote directory by name, weights in one format only."""
     names = {
-        PurePosixPath(entry["name"]).name: entry["name"]
-        for entry in filesystem.ls(root, detail=True)
-        if entry["type"] == "file"
+        str(PurePosixPath(path).relative_to(root)): path
+        for path in filesystem.find(root, maxdepth=2)
     }
+    # Weights lie at the top.
+    at_top = [name for name in names if "/" not in name]
     weights = next(
-        (suffix for suffix in _WEIGHT_SUFFIXES if any(n.endswith(suffix) for n in names)), ".bin"
+        (suffix for suffix in _WEIGHT_SUFFIXES if any(n.endswith(suffix) for n in at_top)), ".bin"
     )
-    wanted = [
-        path
+    wanted = {
+        name: path
         for name, path in sorted(names.items())
-        if name in SMALL_FILES or name.endswith((weights, ".index.json"))
-    ]
+        if name in SMALL_FILES or (name in at_top and name.endswith((weights, ".index.json")))
+    }
     if not wanted:
         raise FileNotFoundError(f"{root} holds no model files such as config.json")
     return wanted
 
 
-def _copy(filesystem: Any, files: list[str], cache_dir: Path) -> Path:
+def _copy(filesystem: Any, files: dict[str, str], cache_dir: Path) -> Path:
     """Copy files into a directory named by their content's version; another process may race us."""
-    version = sha256(repr([(path, filesystem.ukey(path)) for path in files]).encode()).hexdigest()
+    version = sha256(
+        repr([(path, filesystem.ukey(path)) for path in files.values()]).encode()
+    ).hexdigest()
     target = cache_dir / version[:32]
     if target.is_dir():
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache_dir))
     try:
-        for path in files:
+        for name, path in files.items():
             _logger.info("copying %s", path)
-            filesystem.get_file(path, str(part / PurePosixPath(path).name))
+            (part / name).parent.mkdir(exist_ok=True)
+            filesystem.get_file(path, str(part / name))
         try:
             os.rename(part, target)
         except OSError:

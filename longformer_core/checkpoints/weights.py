@@ -60,6 +60,7 @@ def load_into(
     optional: Iterable[str] = (),
     base: str = "",
     draw: Callable[[str], Tensor] | None = None,
+    allow_new_head: bool = False,
 ) -> None:
     """Give a module all its weights, in the module's own dtype and on its device.
 
@@ -69,9 +70,11 @@ def load_into(
 
     base: the attribute in which a model with a head keeps the model without. With it, weights of a
         model with a head are understood by one without and the other way round, and so are those
-        of the original release.
-    draw: allows weights outside the base model to be missing, unexpected or misshapen. It returns a
-        fresh value for the module's weight of a name. The log tells what was drawn and left out.
+        of the original release; heads that the module does not have are left out.
+    draw: returns a fresh value for the module's weight of a name. A model without a head takes one
+        for its pooler, which few checkpoints hold.
+    allow_new_head: draw also what of a head is missing or misshapen.
+    The log tells in one line what was drawn (a warning) and left out.
     Raises: CheckpointError that lists every missing, unexpected and misshapen weight; the module is
         unchanged then.
     """
@@ -96,7 +99,11 @@ def load_into(
             problems.append(_Problem(names[0], "missing", names[0]))
     unexpected = sorted(set(given).difference(*groups))
     problems += [_Problem(name, "unexpected", name) for name in unexpected]
-    _refuse([p for p in problems if draw is None or not _is_head(p.weight, base)], base)
+    _refuse(
+        [p for p in problems if not (base and _is_allowed(p, base, bool(prefix), allow_new_head))],
+        problems,
+        base,
+    )
     for names in groups:
         first, *_ = own_names = [name.removeprefix(prefix) for name in names]
         if first not in chosen:
@@ -104,9 +111,12 @@ def load_into(
             chosen[first] = draw(first)
         _assign(module, own_names, chosen[first])
     if problems:
-        _logger.warning(
-            "a new head: what is missing or not fitting was drawn at random and needs training, "
-            "what is unexpected was left out; %s",
+        is_drawn = any(problem.kind != "unexpected" for problem in problems)
+        _logger.log(
+            logging.WARNING if is_drawn else logging.INFO,
+            "%s: what is missing or not fitting was drawn at random and needs training, what is "
+            "unexpected was left out; %s",
+            type(module).__name__,
             _describe(problems),
         )
 
@@ -210,14 +220,24 @@ def _is_head(name: str, base: str) -> bool:
     return not name.startswith(f"{base}.") or name.startswith(f"{base}.pooler.")
 
 
-def _refuse(problems: list[_Problem], base: str) -> None:
-    if not problems:
+def _is_allowed(problem: _Problem, base: str, is_base: bool, allow_new_head: bool) -> bool:
+    """Tell whether a model loads in spite of a problem; `is_base`: it has no head itself."""
+    if not _is_head(problem.weight, base):
+        return False
+    is_pooler = problem.kind == "missing" and problem.weight.startswith(f"{base}.pooler.")
+    return allow_new_head or problem.kind == "unexpected" or (is_base and is_pooler)
+
+
+def _refuse(refused: list[_Problem], problems: list[_Problem], base: str) -> None:
+    if not refused:
         return
-    if base and all(_is_head(problem.weight, base) for problem in problems):
+    if base and all(_is_head(problem.weight, base) for problem in refused):
+        # What is left out otherwise may be the missing head under another name.
+        refused = problems
         remedy = "only the head differs: load with allow_new_head=True to train another"
     else:
         remedy = "check that config.json belongs to these weights"
-    raise CheckpointError(f"the weights do not fit the model; {_describe(problems)}; {remedy}")
+    raise CheckpointError(f"the weights do not fit the model; {_describe(refused)}; {remedy}")
 
 
 def _describe(problems: list[_Problem]) -> str:

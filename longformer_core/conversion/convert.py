@@ -41,7 +41,8 @@ from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.pretrained import PretrainedModel
 from longformer_core.models.self_attention import LongformerSelfAttention
 
-_TOKENIZER_FILES = [n for n in SMALL_FILES if n not in ("config.json", "generation_config.json")]
+# Tokenizer and pooling.
+_COPIED_FILES = [n for n in SMALL_FILES if n not in ("config.json", "generation_config.json")]
 
 _PROJECTIONS = ("query", "key", "value")
 
@@ -51,9 +52,10 @@ class Conversion:
     """What becomes of a model directory; `write` makes it so.
 
     config: of the result. old_length, new_length: the most tokens of a document, before and after.
-    notes: what a user should know of the result, a sentence each. unused_rows: of the original's
-    position tables, before the first token's. embedding_scale: what the original multiplies its
-    embeddings by when it reads them.
+    exact_length: up to so many tokens, special ones included, the result computes what the original
+    does; beyond, its windows cut or its positions are copies. notes: what a user should know of the
+    result, a sentence each. unused_rows: of the original's position tables, before the first
+    token's. embedding_scale: what the original multiplies its embeddings by when it reads them.
     """
 
     source: Path
@@ -63,6 +65,7 @@ class Conversion:
     config: LongformerConfig | LEDConfig
     old_length: int
     new_length: int
+    exact_length: int
     notes: tuple[str, ...]
     unused_rows: int
     embedding_scale: float
@@ -151,6 +154,7 @@ def plan_conversion(
         config=config,
         old_length=old,
         new_length=new,
+        exact_length=_exact_length(values, old, config),
         notes=tuple(_notes(values, old, new, config)),
         unused_rows=unused_rows(values),
         embedding_scale=math.sqrt(config.hidden_size) if scales_embeddings(values) else 1.0,
@@ -246,6 +250,17 @@ def model_class(name: str) -> type[PretrainedModel[Any]]:
     raise ConfigError(f"there is no model class {name!r} here; choose a directory of another class")
 
 
+def _exact_length(values: Mapping[str, Any], old: int, config: LongformerConfig | LEDConfig) -> int:
+    """Return the most tokens of a document that no window cuts which the original did not have."""
+    radii = set(config.radii)
+    if ARCHITECTURES[values["model_type"]].is_long:
+        before = type(config).from_dict(dict(values)).radii
+        changed = [pair for pair in zip(before, config.radii, strict=True) if len(set(pair)) > 1]
+        radii = {radius for pair in changed for radius in pair}
+    # A token sees `radius` others on either side.
+    return min([old, *(radius + 1 for radius in radii)])
+
+
 def _notes(
     values: Mapping[str, Any], old: int, new: int, config: LongformerConfig | LEDConfig
 ) -> Iterator[str]:
@@ -260,7 +275,7 @@ def _notes(
             f"{new // window * window} tokens of these {new}"
         )
     if kind == "bert":
-        yield "the tokenizer is BERT's WordPiece, copied as it is; it is not Longformer's usual one"
+        yield "the tokenizer stays BERT's WordPiece, which load_tokenizer reads"
         if values["sep_token_id"] is None:
             yield "no tokenizer file tells the id of [SEP]; question answering needs sep_token_id"
     if scales_embeddings(values):
@@ -317,19 +332,25 @@ def _add_global_projections(weights: dict[str, Tensor]) -> None:
 
 
 def _copy_small_files(plan: Conversion, part: Path) -> None:
-    names = [name for name in _TOKENIZER_FILES if (plan.source / name).is_file()]
+    names = [name for name in _COPIED_FILES if (plan.source / name).is_file()]
     generation = plan.source / "generation_config.json"
     if isinstance(plan.config, LEDConfig) and generation.is_file():
         shutil.copyfile(generation, part / generation.name)
     for name in names:
+        (part / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(plan.source / name, part / name)
-    if not names:
-        return
-    # Published readers cut texts at model_max_length, and would guess another class from the new
-    # config.json.
-    settings = part / "tokenizer_config.json"
-    values = read_json(settings) if settings.is_file() else {}
-    values.setdefault("tokenizer_class", ARCHITECTURES[plan.model_type].tokenizer)
-    values["model_max_length"] = plan.new_length
+    # Published readers cut texts at model_max_length and max_seq_length, and would guess another
+    # class from the new config.json.
+    if names:
+        settings = part / "tokenizer_config.json"
+        values = read_json(settings) if settings.is_file() else {}
+        values.setdefault("tokenizer_class", ARCHITECTURES[plan.model_type].tokenizer)
+        _write_json(settings, {**values, "model_max_length": plan.new_length})
+    pooling = part / "sentence_bert_config.json"
+    if pooling.is_file():
+        _write_json(pooling, {**read_json(pooling), "max_seq_length": plan.new_length})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    settings.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")

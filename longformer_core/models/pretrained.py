@@ -91,27 +91,36 @@ class PretrainedModel(nn.Module, Generic[_Config]):
         config: _Config | None = None,
         revision: str | None = None,
         allow_new_head: bool = False,
+        **options: Any,
     ) -> Self:
         """Load a model for inference from a directory, a hub id or a URL (see `resolve`).
 
-        The weights may be those of the model with another head or without one: the parts that both
-        have are taken.
+        The weights may be those of the model with another head or with several: what this class has
+        no place for is left out, and the log names it.
         config: used instead of the directory's, for instance with another `num_labels`.
         revision: a branch, tag or commit of a hub id.
-        allow_new_head: draw what the weights lack outside the base model as `init_weights` does,
-            and leave out what of them has no place in this class; a warning in the log names both.
+        allow_new_head: draw what the weights lack outside the base model as `init_weights` does; a
+            warning in the log names it. Without it only the pooler of a model without a head is
+            drawn so, where `add_pooling_layer=False` does without.
+        options: of the class itself, such as `add_pooling_layer`.
         Raises: ConfigError, CheckpointError when config or weights are missing or do not fit.
         """
         path = resolve(directory, revision=revision)
         # Nothing is drawn or copied before the real weights arrive.
+<<<<<<< HEAD
         with meta_init():
             model = cls(config or cls.config_class.from_pretrained(path)).to(dtype)
+=======
+        with skeleton():
+            model = cls(config or cls.config_class.from_pretrained(path), **options).to(dtype)
+>>>>>>> ca94df7 (Read every tokenizer of a model directory; leave out heads a class lacks)
         load_into(
             model,
             read_state_dict(path),
             optional=cls._optional_weights,
             base=cls._base_name(),
-            draw=model._drawn if allow_new_head else None,
+            draw=model._drawn,
+            allow_new_head=allow_new_head,
         )
         return model.to(device).eval()
 

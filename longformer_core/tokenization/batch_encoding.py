@@ -81,11 +81,12 @@ class EncodeOptions:
             if value is not None and value < least:
                 raise TokenizerError(f"{name} is {value}; it must be {least} or more")
 
-    def columns(self) -> list[str]:
-        """Return the names of the columns to build from encodings."""
+    def columns(self, model_input_names: tuple[str, ...]) -> list[str]:
+        """Return the names of the columns to build from encodings of a model's tokenizer."""
+        types = self.return_token_type_ids
         asked = {
             "input_ids": True,
-            "token_type_ids": self.return_token_type_ids,
+            "token_type_ids": "token_type_ids" in model_input_names if types is None else types,
             "attention_mask": self.return_attention_mask is not False,
             "special_tokens_mask": self.return_special_tokens_mask,
             "offset_mapping": self.return_offsets_mapping,

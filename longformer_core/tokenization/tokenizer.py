@@ -1,4 +1,7 @@
-"""Text to ids and back: RoBERTa's byte-level BPE, which LED shares, over the `tokenizers` library.
+"""Text to ids and back, over the `tokenizers` library: every tokenizer of a model directory.
+
+RoBERTa's byte-level BPE, which Longformer and LED share, BERT's WordPiece, and the Unigram of XLM-R
+and CamemBERT are told apart by their files; one class serves them all.
 
 Calling a tokenizer gives what the published classes give: whole documents, unless truncation was
 asked for. A batch is spread over all cores with the interpreter lock released, and calls from many
@@ -6,13 +9,16 @@ threads do not disturb each other (TOKENIZERS_PARALLELISM=false in the environme
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from longformer_core.errors import TokenizerError
+from longformer_core.tokenization import bulk
 from longformer_core.tokenization.batch_encoding import (
     PADDING,
     SIDES,
@@ -20,16 +26,15 @@ from longformer_core.tokenization.batch_encoding import (
     EncodeOptions,
     check_choice,
 )
+from longformer_core.tokenization.encoded import EncodedText, EncodedWords, IntArray, ModelInput
+from longformer_core.tokenization.padding import FILLS, filled, plain, plain_columns
+from longformer_core.tokenization.texts import rows_of, what_is_no_text
 from longformer_core.tokenization.vocabulary import NO_LIMIT, Vocabulary, copy_rules
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _logger = logging.getLogger(__name__)
-
-# The library holds some hundred bytes per token while a batch is encoded. This many bytes of text
-# at a time keep every core busy with documents and stay below half a gigabyte.
-_BATCH_BYTES = 4 << 20
 
 # The column of a result, and where the library's encoding has it.
 _COLUMNS = {
@@ -39,26 +44,20 @@ _COLUMNS = {
     "special_tokens_mask": "special_tokens_mask",
     "offset_mapping": "offsets",
 }
-# What padding is made of. In a global mask 0 means local attention, so padding needs another value.
-_FILLS = {
-    "attention_mask": 0,
-    "token_type_ids": Vocabulary.pad_token_type_id,
-    "special_tokens_mask": 1,
-    "global_attention_mask": -1,
-}
 # English writes these without the space before them (and the quotation mark without either).
 _JOINED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class LongformerTokenizerFast(Vocabulary):
-    """Encode texts as `<s> text </s>`, pairs as `<s> a </s></s> b </s>`, and decode ids.
+    """Encode texts and pairs with the special tokens of the model around them, and decode ids.
 
+    RoBERTa, Longformer and LED: `<s> text </s>`, `<s> a </s></s> b </s>`. BERT: `[CLS] text [SEP]`,
+    `[CLS] a [SEP] b [SEP]` with token types 0 and 1; its [CLS] and [SEP] also begin and end a text.
     Special tokens written out in a text ("</s>") become their ids unless `split_special_tokens`.
     Raises: TokenizerError for unknown options, for texts that are no strings, and as `Vocabulary`.
-    Source: the RoBERTa layout of transformers' tokenizers; `<mask>` takes the space before it.
+    Source: transformers' tokenizers of these models; RoBERTa's `<mask>` takes the space before it.
     """
 
-    model_input_names = ("input_ids", "attention_mask")
     _logged: frozenset[str] = frozenset()
 
     def __call__(
@@ -127,7 +126,7 @@ class LongformerTokenizerFast(Vocabulary):
         """
         check_choice("padding", padding, PADDING)
         side = self._padding_side(padding_side)
-        columns, kind = _plain_columns(encoded_inputs)
+        columns, kind = plain_columns(encoded_inputs)
         is_single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
         if is_single:
             columns = {name: [column] for name, column in columns.items()}
@@ -136,9 +135,9 @@ class LongformerTokenizerFast(Vocabulary):
             columns.setdefault("attention_mask", [[1] * length for length in lengths])
         target = self._padded_length(lengths, padding, max_length, pad_to_multiple_of)
         if target is not None:
-            for name, fill in {"input_ids": self.pad_token_id, **_FILLS}.items():
+            for name, fill in {"input_ids": self.pad_token_id, **FILLS}.items():
                 if name in columns:
-                    columns[name] = [_filled(row, target, fill, side) for row in columns[name]]
+                    columns[name] = [filled(row, target, fill, side) for row in columns[name]]
         if is_single:
             columns = {name: rows[0] for name, rows in columns.items()}
         return BatchEncoding(columns, tensor_type=return_tensors or kind)
@@ -146,10 +145,8 @@ class LongformerTokenizerFast(Vocabulary):
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Put the special tokens around the ids of a text or of a pair."""
-        cls, sep = self.cls_token_id, self.sep_token_id
-        first = [cls, *token_ids_0, sep]
-        return first if token_ids_1 is None else [*first, sep, *token_ids_1, sep]
+        """Return the ids of `build` as a list, under the published name."""
+        return list(self.build(token_ids_0, token_ids_1).ids.tolist())
 
     def get_special_tokens_mask(
         self,
@@ -163,8 +160,11 @@ class LongformerTokenizerFast(Vocabulary):
         Raises: TokenizerError for a second text beside ids that have their special tokens.
         """
         if not already_has_special_tokens:
-            first = [1, *[0] * len(token_ids_0), 1]
-            return first if token_ids_1 is None else [*first, 1, *[0] * len(token_ids_1), 1]
+            built = self.build(token_ids_0, token_ids_1)
+            mask = np.ones_like(built.ids)
+            for start, ids in zip(built.starts, (token_ids_0, token_ids_1 or ()), strict=False):
+                mask[start : start + len(ids)] = 0
+            return list(mask.tolist())
         if token_ids_1 is not None:
             raise TokenizerError("ids that have their special tokens hold both texts; give one")
         special = set(self.all_special_ids)
@@ -173,8 +173,8 @@ class LongformerTokenizerFast(Vocabulary):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Return zeros for a text or pair and its special tokens: these models have one type."""
-        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+        """Return the type of each token of `build`: zeros, but ones for BERT's second text."""
+        return list(self.build(token_ids_0, token_ids_1).token_type_ids.tolist())
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many special tokens stand around a text, or around a pair."""
@@ -184,10 +184,10 @@ class LongformerTokenizerFast(Vocabulary):
         self,
         token_ids: Any,
         skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
         """Return the text of some ids (a list of texts for lists of ids), as `batch_decode`."""
-        ids = _plain(token_ids)
+        ids = plain(token_ids)
         is_batch = isinstance(ids, list | tuple) and bool(ids) and isinstance(ids[0], list | tuple)
         texts = self.batch_decode(
             ids if is_batch else [ids], skip_special_tokens, clean_up_tokenization_spaces
@@ -198,16 +198,17 @@ class LongformerTokenizerFast(Vocabulary):
         self,
         sequences: Iterable[Any],
         skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """Return the text of each sequence of ids, on all cores.
 
         Bytes that are not UTF-8 become U+FFFD. Cleaning up joins punctuation to the word before it;
-        what the model wrote is then no longer what is returned, so it is off unless asked for.
+        None leaves that to the directory's settings, and is off for byte-level BPE, whose tokens
+        hold their spaces: what the model wrote would no longer be what is returned.
         Raises: TokenizerError for ids that are negative, such as the padding of labels.
         """
-        plain = [_plain(ids) for ids in sequences]
-        rows = [[ids] if isinstance(ids, int) else [int(i) for i in ids] for ids in plain]
+        given = [plain(ids) for ids in sequences]
+        rows = [[ids] if isinstance(ids, int) else [int(i) for i in ids] for ids in given]
         try:
             texts = self._backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
         except OverflowError as error:
@@ -215,41 +216,70 @@ class LongformerTokenizerFast(Vocabulary):
                 f"an id is negative or beyond 32 bits; ids lie in [0, {len(self)}); "
                 "remove label padding such as -100 first"
             ) from error
-        return [_cleaned(text) for text in texts] if clean_up_tokenization_spaces else list(texts)
+        cleans = clean_up_tokenization_spaces
+        if cleans is None:
+            stored = self._settings.get("clean_up_tokenization_spaces", False)
+            cleans = self._algorithm.cleans_up and stored
+        return [_cleaned(text) for text in texts] if cleans else list(texts)
 
     def encode_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> "pa.LargeListArray":
-        """Return the ids of each document, with `<s>` and `</s>`, as Arrow lists; null for null.
+        """Return the ids of each document with its special tokens as Arrow lists; null for null.
 
         Documents are spread over all cores. Memory above the result is bounded by a few megabytes
         of text at a time, or by the longest document.
         Shapes: n strings (string or large_string) to n lists of int32.
         Raises: TokenizerError for another type of array, and for bytes that are not UTF-8.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
+        return bulk.encode_arrow(self._backend_for(EncodeOptions(), is_pair=False), texts)
 
-        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-            raise TokenizerError(
-                f"encode_arrow takes string or large_string, not {texts.type}; cast the column"
-            )
-        backend = self._backend_for(EncodeOptions(), is_pair=False)
-        sizes = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
-        is_valid = texts.is_valid().to_numpy(zero_copy_only=False)
-        lengths = np.zeros(len(texts), dtype=np.int64)
-        parts = [np.zeros(0, dtype=np.int32)]
-        for start, stop in _spans(sizes):
-            rows = start + np.flatnonzero(is_valid[start:stop])
-            documents = _strings(texts.slice(start, stop - start).drop_null(), start)
-            encodings = backend.encode_batch_fast(documents)
-            lengths[rows] = [len(encoding) for encoding in encodings]
-            parts.extend(np.fromiter(e.ids, dtype=np.int32, count=len(e)) for e in encodings)
-        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        values = pa.array(np.concatenate(parts))
-        return pa.LargeListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~is_valid))
+    def encode_with_offsets(
+        self, texts: "pa.Array | pa.ChunkedArray | Sequence[str | None]"
+    ) -> list[EncodedText | None]:
+        """Return the ids of whole texts without special tokens, and the characters of each token.
+
+        Offsets are in code points of the text as it was given; where several tokens share a
+        character, as an emoji's bytes do, each has all of it. Memory and cores: as `encode_arrow`.
+        Shapes: n strings to n EncodedText; None for a null text.
+        Raises: TokenizerError as `encode_arrow`, and for texts that are no strings.
+        """
+        return bulk.encode_with_offsets(self._backend_for(EncodeOptions(), is_pair=False), texts)
+
+    def encode_words(
+        self, rows: "pa.Array | pa.ChunkedArray | Sequence[Sequence[str] | None]"
+    ) -> list[EncodedWords | None]:
+        """Return the ids of lists of words without special tokens, and the word of each token.
+
+        Byte-level BPE encodes each word as if a space came before it. A word may have no token.
+        Shapes: n lists of strings to n EncodedWords; None for a null list.
+        Raises: TokenizerError as `encode_arrow`, and for words that are no strings.
+        """
+        prefix = True if self._has_prefix_space else None
+        options = EncodeOptions(is_split_into_words=True, add_prefix_space=prefix)
+        return bulk.encode_words(self._backend_for(options, is_pair=False), rows)
+
+    def build(
+        self,
+        ids: "Sequence[int] | IntArray",
+        pair_ids: "Sequence[int] | IntArray | None" = None,
+    ) -> ModelInput:
+        """Put the special tokens around the ids of a text or of a pair, as a call does."""
+        given = [ids] if pair_ids is None else [ids, pair_ids]
+        around = self._backend.encode(*["a"] * len(given))
+        pieces, types, starts, length = [], [], [], 0
+        for origin, slots in groupby(range(len(around)), around.sequence_ids.__getitem__):
+            first, *rest = slots
+            if origin is None:
+                piece = [around.ids[slot] for slot in (first, *rest)]
+            else:
+                starts.append(length)
+                piece = given[origin]
+            pieces.append(np.asarray(piece, dtype=np.int32))
+            types.append(np.full(len(piece), around.type_ids[first], dtype=np.int32))
+            length += len(piece)
+        return ModelInput(np.concatenate(pieces), np.concatenate(types), tuple(starts))
 
     def _encode(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
-        rows, is_batch = _rows(text, pair, options.is_split_into_words)
+        rows, is_batch = rows_of(text, pair, options.is_split_into_words)
         backend = self._backend_for(options, is_pair=pair is not None)
         encodings = _run(backend, rows, options)
         keeps_all = options.return_overflowing_tokens
@@ -257,7 +287,8 @@ class LongformerTokenizerFast(Vocabulary):
         flat = [encoding for row in windows for encoding in row]
         self._pad_encodings(flat, options)
         data: dict[str, Any] = {
-            name: [getattr(e, _COLUMNS[name]) for e in flat] for name in options.columns()
+            name: [getattr(e, _COLUMNS[name]) for e in flat]
+            for name in options.columns(self.model_input_names)
         }
         if not (is_batch or keeps_all or options.return_tensors):
             data = {name: column[0] for name, column in data.items()}
@@ -272,9 +303,11 @@ class LongformerTokenizerFast(Vocabulary):
     def _backend_for(self, options: EncodeOptions, *, is_pair: bool) -> Tokenizer:
         """Return the backend itself, or a copy with the limits and rules of one call."""
         prefix, split = options.add_prefix_space, options.split_special_tokens
+        if prefix is not None and not self._has_prefix_space:
+            raise TokenizerError("add_prefix_space is a rule of byte-level BPE, not of this one")
         prefix = self.add_prefix_space if prefix is None else prefix
         split = self.split_special_tokens if split is None else split
-        if options.is_split_into_words and not prefix:
+        if options.is_split_into_words and self._has_prefix_space and not prefix:
             raise TokenizerError(
                 "pre-split words would be glued together without the spaces between them; set "
                 "add_prefix_space=True, here or in from_pretrained"
@@ -285,7 +318,8 @@ class LongformerTokenizerFast(Vocabulary):
         backend = copy_rules(self._backend)
         backend.encode_special_tokens = split
         if prefix != self.add_prefix_space:
-            self._lay_out(backend, prefix)
+            self._algorithm.lay_out(backend, {"add_prefix_space": prefix})
+            self._frame(backend)
         if truncation is not None:
             strategy, max_length = truncation
             room = max_length - options.add_special_tokens * self.num_special_tokens_to_add(is_pair)
@@ -382,23 +416,17 @@ class LEDTokenizerFast(LongformerTokenizerFast):
     _published_name = "LEDTokenizer"
 
 
+def load_tokenizer(directory: str | Path, **settings: Any) -> LongformerTokenizerFast:
+    """Read the tokenizer of a model directory, hub id or URL, whatever its algorithm.
+
+    Example: `load_tokenizer("longformer").encode_with_offsets(["One text."])`
+    Raises: TokenizerError, CheckpointError as `LongformerTokenizer.from_pretrained`.
+    """
+    return LongformerTokenizerFast.from_pretrained(directory, **settings)
+
+
 LongformerTokenizer = LongformerTokenizerFast
 LEDTokenizer = LEDTokenizerFast
-
-
-def _rows(text: Any, pair: Any, is_split: bool) -> tuple[list[Any], bool]:
-    """Return the rows to encode, pairs as tuples, and whether the caller gave a batch."""
-    is_batch = isinstance(text, list | tuple)
-    if is_split:
-        is_batch = is_batch and bool(text) and isinstance(text[0], list | tuple)
-    if not is_batch:
-        return [text if pair is None else (text, pair)], False
-    if pair is None:
-        return list(text), True
-    if isinstance(pair, str) or len(pair) != len(text):
-        found = "one text" if isinstance(pair, str) else f"{len(pair)} texts"
-        raise TokenizerError(f"a batch of {len(text)} texts needs as many text_pair, not {found}")
-    return list(zip(text, pair, strict=True)), True
 
 
 def _run(backend: Tokenizer, rows: list[Any], options: EncodeOptions) -> list[Encoding]:
@@ -411,7 +439,7 @@ def _run(backend: Tokenizer, rows: list[Any], options: EncodeOptions) -> list[En
             )
         )
     except TypeError as error:
-        raise TokenizerError(_what_is_no_text(rows)) from error
+        raise TokenizerError(what_is_no_text(rows)) from error
     except BaseException as error:
         # The library panics, below Exception, where the fixed text of a pair leaves a window that
         # is not longer than the stride.
@@ -423,79 +451,7 @@ def _run(backend: Tokenizer, rows: list[Any], options: EncodeOptions) -> list[En
         ) from error
 
 
-def _what_is_no_text(rows: list[Any]) -> str:
-    for number, row in enumerate(rows):
-        for text in _leaves(row):
-            if not isinstance(text, str):
-                return f"row {number} holds {type(text).__name__} where a string belongs"
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                return (
-                    f"row {number} is not valid Unicode, it holds half of a surrogate pair; decode "
-                    "the source with errors='replace'"
-                )
-    return "a row is neither a text nor a pair; lists of words need is_split_into_words=True"
-
-
-def _leaves(row: Any) -> Iterable[Any]:
-    if isinstance(row, list | tuple):
-        for part in row:
-            yield from _leaves(part)
-    else:
-        yield row
-
-
-def _plain_columns(encoded: Any) -> tuple[dict[str, Any], str | None]:
-    """Return columns as lists of ints, and the kind of tensor that they came as."""
-    if not isinstance(encoded, Mapping):
-        rows = list(encoded)
-        names = rows[0].keys() if rows else ("input_ids",)
-        if any(row.keys() != names for row in rows):
-            raise TokenizerError("rows to be padded together must have the same columns")
-        encoded = {name: [row[name] for row in rows] for name in names}
-    if "input_ids" not in encoded:
-        raise TokenizerError(f"there are no input_ids to pad among {sorted(encoded)}")
-    ids = encoded["input_ids"]
-    first = ids if hasattr(ids, "tolist") or not len(ids) else ids[0]
-    kind = "np" if isinstance(first, np.ndarray) else "pt" if hasattr(first, "tolist") else None
-    return {name: _plain(column) for name, column in encoded.items()}, kind
-
-
-def _plain(values: Any) -> Any:
-    """Return arrays and tensors, and lists of them, as lists of numbers."""
-    if hasattr(values, "tolist"):
-        return values.tolist()
-    is_nested = isinstance(values, list | tuple) and values and hasattr(values[0], "tolist")
-    return [value.tolist() for value in values] if is_nested else values
-
-
-def _filled(row: list[int], length: int, fill: int, side: str) -> list[int]:
-    filling = [fill] * (length - len(row))
-    return filling + row if side == "left" else row + filling
-
-
 def _cleaned(text: str) -> str:
     for piece in _JOINED:
         text = text.replace(piece, piece.strip())
     return text
-
-
-def _strings(texts: "pa.Array | pa.ChunkedArray", first_row: int) -> list[str]:
-    try:
-        return list(texts.to_pylist())
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            f"a text at or after row {first_row} is not valid UTF-8: {error}; decode the source "
-            "with errors='replace'"
-        ) from error
-
-
-def _spans(sizes: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Cut rows into runs of about `_BATCH_BYTES` of text; a longer row stands alone."""
-    start, total = 0, 0
-    for row, size in enumerate(sizes.tolist()):
-        if row > start and total + size > _BATCH_BYTES:
-            yield start, row
-            start, total = row, 0
-        total += size
-    if start < len(sizes):
-        yield start, len(sizes)

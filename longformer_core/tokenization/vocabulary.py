@@ -1,7 +1,7 @@
-"""The tokens of a vocabulary and their ids: special and added tokens, and the files of them all.
+"""The tokens of a vocabulary and their ids: special and added tokens, read and saved.
 
-Files: `tokenizer.json` holds everything; `vocab.json` with `merges.txt` the bare byte-level BPE, to
-which RoBERTa's special tokens are added here. Settings are in `tokenizer_config.json`.
+To the bare vocabularies of older releases (see `files`) the special tokens and rules of their
+algorithm are added here.
 """
 
 import json
@@ -9,30 +9,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer
 
-from longformer_core.config.base import read_json
-from longformer_core.errors import ConfigError, TokenizerError, did_you_mean
+from longformer_core.errors import TokenizerError, did_you_mean
 from longformer_core.hub import resolve
+from longformer_core.tokenization.algorithms import (
+    Algorithm,
+    ByteLevelBPE,
+    WordPiece,
+    algorithm_of,
+)
+from longformer_core.tokenization.files import (
+    read_backend,
+    read_parts,
+    read_settings,
+    read_whole,
+)
 
 # What stands for "no limit" in published files; nobody has such a text.
 NO_LIMIT = int(1e30)
-ROLES = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "cls_token": "<s>",
-    "mask_token": "<mask>",
-}
+_ROLES = tuple(Algorithm.roles)
 # The newer releases of transformers write the second name.
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 _SETTINGS = (
-    *ROLES,
+    *_ROLES,
     *_EXTRA,
-    "add_prefix_space",
-    "trim_offsets",
+    *ByteLevelBPE.rules,
+    *WordPiece.rules,
     "model_max_length",
     "padding_side",
     "truncation_side",
@@ -51,7 +54,7 @@ class _Role:
         return vocabulary._roles[self.name]
 
     def __set__(self, vocabulary: "Vocabulary", token: "str | AddedToken") -> None:
-        vocabulary._set_roles({self.name: _content(token)})
+        vocabulary._give_roles({self.name: _content(token)})
 
 
 class _RoleId:
@@ -68,15 +71,16 @@ class _RoleId:
 
 
 class Vocabulary:
-    """Tokens and ids in the RoBERTa layout, read from and written to a model directory.
+    """Tokens and ids, read from and written to a model directory.
 
     Settings: the special tokens by role (`bos_token` ...), `additional_special_tokens`,
+    `model_max_length` in tokens, `padding_side` and `truncation_side` ("right" or "left"),
+    `split_special_tokens` (a special token written out in a text is text). Of byte-level BPE:
     `add_prefix_space` (the first word is tokenized as if a space came before it), `trim_offsets`
-    (offsets leave out spaces; default True), `model_max_length` in tokens, `padding_side` and
-    `truncation_side` ("right" or "left"), `split_special_tokens` (a special token written out in a
-    text is text).
+    (offsets leave out spaces; default True). Of WordPiece: `do_lower_case`, `strip_accents` (None:
+    when lower case is asked for), `tokenize_chinese_chars` (each is a word).
     Raises: TokenizerError for files that are missing or damaged, for a vocabulary that lacks a
-    special token, and for an unknown setting.
+    special token, and for a setting that is unknown or of another algorithm.
     """
 
     bos_token, eos_token, unk_token, sep_token = _Role(), _Role(), _Role(), _Role()
@@ -86,7 +90,7 @@ class Vocabulary:
     cls_token_id, mask_token_id = _RoleId(), _RoleId()
     pad_token_type_id = 0
     is_fast = True
-    # The name under which transformers knows a class like this one.
+    # The name under which transformers knows a class like this one with the model's own tokenizer.
     _published_name = "LongformerTokenizer"
 
     def __init__(
@@ -98,11 +102,12 @@ class Vocabulary:
     ) -> None:
         _check_settings(settings)
         if tokenizer_file is not None:
-            backend = _read_whole(Path(tokenizer_file))
+            backend = read_whole(Path(tokenizer_file))
         elif vocab_file is not None and merges_file is not None:
-            backend = _read_parts(Path(vocab_file), Path(merges_file))
+            backend = read_parts(Path(vocab_file), Path(merges_file))
         else:
             raise TokenizerError("give tokenizer_file, or vocab_file and merges_file")
+        _check_rules(algorithm_of(backend), settings)
         self._adopt(backend, settings)
 
     @classmethod
@@ -113,41 +118,44 @@ class Vocabulary:
         """
         _check_settings(settings)
         path = resolve(directory)
+        backend = read_backend(path)
+        _check_rules(algorithm_of(backend), settings)
         self = cls.__new__(cls)
-        self._adopt(_read_backend(path), {**_read_settings(path), **settings})
+        self._adopt(backend, {**read_settings(path), **settings})
         return self
 
     def _adopt(self, backend: Tokenizer, settings: dict[str, Any]) -> None:
         # A stored tokenizer may carry the limits of the run that saved it.
         backend.no_truncation()
         backend.no_padding()
-        self._backend, self._settings = backend, settings
+        algorithm = algorithm_of(backend)
+        self._backend, self._settings, self._algorithm = backend, settings, algorithm
         self.model_max_length = int(settings.get("model_max_length") or NO_LIMIT)
         self.padding_side = str(settings.get("padding_side", "right"))
         self.truncation_side = str(settings.get("truncation_side", "right"))
         self.split_special_tokens = bool(settings.get("split_special_tokens", False))
+        self.model_input_names = tuple(
+            settings.get("model_input_names") or algorithm.model_input_names
+        )
         self._roles: dict[str, str] = {}
-        self._set_roles(_role_tokens(settings))
-        is_bare = backend.pre_tokenizer is None
+        self._set_roles(_role_tokens(algorithm, settings))
+        is_bare = algorithm.comes_bare and backend.pre_tokenizer is None
+        if is_bare or settings.keys() & set(algorithm.rules):
+            algorithm.lay_out(backend, {**settings, **self._roles})
         if is_bare:
-            backend.decoder = decoders.ByteLevel()
+            # RoBERTa's <mask> takes the space before it.
+            lstrip = "mask_token" if isinstance(algorithm, ByteLevelBPE) else None
             backend.add_special_tokens(
-                [_special(token, lstrip=r == "mask_token") for r, token in self._roles.items()]
+                [_special(token, lstrip=role == lstrip) for role, token in self._roles.items()]
             )
-        if is_bare or {"add_prefix_space", "trim_offsets"} & settings.keys():
-            self._lay_out(backend, bool(settings.get("add_prefix_space", False)))
+        if is_bare or isinstance(backend.post_processor, algorithm.framed_by):
+            self._frame(backend)
         _add_stored(backend, settings, is_bare=is_bare)
 
-    def _lay_out(self, backend: Tokenizer, add_prefix_space: bool) -> None:
-        """Put RoBERTa's rules around the BPE: what a word is, and what stands around a text."""
-        trim = bool(self._settings.get("trim_offsets", True))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-        backend.post_processor = processors.RobertaProcessing(
-            (self.sep_token, self.sep_token_id),
-            (self.cls_token, self.cls_token_id),
-            trim_offsets=trim,
-            add_prefix_space=add_prefix_space,
-        )
+    def _frame(self, backend: Tokenizer) -> None:
+        """Let a backend put the tokens of the roles around texts and pairs."""
+        cls, sep = (self.cls_token, self.cls_token_id), (self.sep_token, self.sep_token_id)
+        self._algorithm.frame(backend, self._settings, cls, sep)
 
     def _set_roles(self, tokens: Mapping[str, str]) -> None:
         for role, token in tokens.items():
@@ -157,9 +165,11 @@ class Vocabulary:
                     f"the right one as {role} in tokenizer_config.json"
                 )
         self._roles.update(tokens)
-        is_roberta = isinstance(self._backend.post_processor, processors.RobertaProcessing)
-        if is_roberta and {"sep_token", "cls_token"} & tokens.keys():
-            self._lay_out(self._backend, self.add_prefix_space)
+
+    def _give_roles(self, tokens: Mapping[str, str]) -> None:
+        self._set_roles(tokens)
+        if {"sep_token", "cls_token"} & tokens.keys():
+            self._frame(self._backend)
 
     def _id(self, role: str) -> int:
         return _known_id(self._backend, self._roles[role])
@@ -168,6 +178,10 @@ class Vocabulary:
     def add_prefix_space(self) -> bool:
         """Whether the first word of a text is tokenized as if a space came before it."""
         return bool(getattr(self._backend.pre_tokenizer, "add_prefix_space", False))
+
+    @property
+    def _has_prefix_space(self) -> bool:
+        return "add_prefix_space" in self._algorithm.rules
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
@@ -239,7 +253,7 @@ class Vocabulary:
 
         Raises: TokenizerError for a name that is no role.
         """
-        known = (*ROLES, *_EXTRA)
+        known = (*_ROLES, *_EXTRA)
         for name in tokens.keys() - set(known):
             raise TokenizerError(f"there is no special token {name!r}{did_you_mean(name, known)}")
         before = len(self)
@@ -248,8 +262,8 @@ class Vocabulary:
             self._backend.add_special_tokens(
                 [v if isinstance(v, AddedToken) else _special(v) for v in values]
             )
-            if name in ROLES:
-                self._set_roles({name: _content(value)})
+            if name in _ROLES:
+                self._give_roles({name: _content(value)})
         return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
@@ -275,8 +289,14 @@ class Vocabulary:
     def save_vocabulary(
         self, directory: str | Path, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
-        """Write vocab.json and merges.txt, which hold no added tokens; return their paths."""
+        """Write the vocabulary alone, without added tokens; return the paths.
+
+        That is vocab.json and merges.txt, or vocab.txt, or nothing for tokenizers that only
+        tokenizer.json can hold.
+        """
         Path(directory).mkdir(parents=True, exist_ok=True)
+        if not self._algorithm.comes_bare:
+            return ()
         return tuple(self._backend.model.save(str(directory), filename_prefix))
 
     def save_pretrained(self, directory: str | Path) -> tuple[str, ...]:
@@ -294,13 +314,13 @@ class Vocabulary:
         limit = self.model_max_length
         now = {
             **self._roles,
-            "add_prefix_space": self.add_prefix_space,
+            **self._algorithm.stored_rules(self._backend),
             "model_max_length": limit if limit < NO_LIMIT else None,
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
             "additional_special_tokens": self.additional_special_tokens or None,
             "added_tokens_decoder": {str(n): _as_dict(token) for n, token in self._added()},
-            "tokenizer_class": self._published_name,
+            "tokenizer_class": self._algorithm.published_name or self._published_name,
         }
         settings = {**self._settings, "extra_special_tokens": None, **now}
         return {name: value for name, value in settings.items() if value is not None}
@@ -325,52 +345,21 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise TokenizerError(f"a tokenizer has no setting {name!r}{did_you_mean(name, _SETTINGS)}")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    """Merge the settings of a directory; the files of older releases come first."""
-    settings: dict[str, Any] = {}
-    try:
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            settings |= read_json(path / name) if (path / name).exists() else {}
-        added = path / "added_tokens.json"
-        if added.exists():
-            stored = {str(n): {"content": token} for token, n in read_json(added).items()}
-            settings["added_tokens_decoder"] = stored | settings.get("added_tokens_decoder", {})
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from error
-    return settings
+def _check_rules(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
+    """Refuse rules that a caller names and that the algorithm does not have."""
+    foreign = {*ByteLevelBPE.rules, *WordPiece.rules} - set(algorithm.rules)
+    for name in sorted(settings.keys() & foreign):
+        raise TokenizerError(
+            f"{name} has no effect on this tokenizer; what can be set of its rules is "
+            f"{', '.join(algorithm.rules) or 'none: they are those of its tokenizer.json'}"
+        )
 
 
-def _read_backend(path: Path) -> Tokenizer:
-    whole, vocab, merges = (path / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.exists():
-        return _read_whole(whole)
-    if vocab.exists() and merges.exists():
-        return _read_parts(vocab, merges)
-    raise TokenizerError(
-        f"{path} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there"
-    )
-
-
-def _read_whole(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower class
-        raise TokenizerError(f"{file} cannot be read: {error}; save it again") from error
-
-
-def _read_parts(vocab: Path, merges: Path) -> Tokenizer:
-    try:
-        return Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # the library raises no narrower class
-        raise TokenizerError(f"{vocab} and {merges} do not fit together: {error}") from error
-
-
-def _role_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the token of each role; unless named, `<s>` also classifies and `</s>` separates."""
-    given = {role: _content(settings[role]) for role in ROLES if settings.get(role) is not None}
-    twins = {"cls_token": "bos_token", "sep_token": "eos_token"}
-    copied = {role: given[twin] for role, twin in twins.items() if twin in given}
-    return {**ROLES, **copied, **given}
+def _role_tokens(algorithm: Algorithm, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the token of each role; unless named, a twin's, or the algorithm's own."""
+    given = {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
+    copied = {role: given[twin] for role, twin in algorithm.twins.items() if twin in given}
+    return {**algorithm.roles, **copied, **given}
 
 
 def _add_stored(backend: Tokenizer, settings: Mapping[str, Any], *, is_bare: bool) -> None:

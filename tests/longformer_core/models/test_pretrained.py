@@ -1,5 +1,6 @@
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from longformer_core.models.layers import activation
 from longformer_core.models.led import LEDForConditionalGeneration
 from longformer_core.models.longformer import (
     LongformerForMaskedLM,
+    LongformerForMultipleChoice,
+    LongformerForQuestionAnswering,
     LongformerForSequenceClassification,
     LongformerModel,
 )
@@ -240,19 +243,74 @@ def test_a_head_checkpoint_serves_the_base_class(
 ) -> None:
     pair(tmp_path, name)
     published = transformers.LongformerModel.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"unexpected: (lm_head|classifier|qa_outputs)"):
-        LongformerModel.from_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        ours = LongformerModel.from_pretrained(tmp_path, allow_new_head=True)
+    with caplog.at_level(logging.INFO):
+        ours = LongformerModel.from_pretrained(tmp_path)
     (record,) = caplog.records
+    assert re.search(r"unexpected: (lm_head|classifier|qa_outputs)\.", record.getMessage())
     has_pooler = name == "LongformerForMultipleChoice"
+    assert record.levelno == (logging.INFO if has_pooler else logging.WARNING)
     assert ("longformer.pooler.dense.weight" in record.getMessage()) != has_pooler
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        without = LongformerModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    assert not caplog.records
     inputs = batch()
     with torch.no_grad():
-        expected, got = published(**inputs), ours(**inputs)
+        expected, got, bare = published(**inputs), ours(**inputs), without(**inputs)
     assert difference(got.last_hidden_state, expected.last_hidden_state) <= 1e-5
+    assert torch.equal(bare.last_hidden_state, got.last_hidden_state)
+    assert bare.pooler_output is None
     if has_pooler:
         assert difference(got.pooler_output, expected.pooler_output) <= 1e-5
+    else:
+        assert ours.pooler.dense.weight.std() > 0.1  # drawn: initializer_range is 0.3
+
+
+def test_a_head_that_needs_the_pooler_does_not_do_without(tmp_path: Path) -> None:
+    pair(tmp_path, "LongformerForMultipleChoice")
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".pooler." not in name}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: longformer\.pooler\.dense\.weight"):
+        LongformerForMultipleChoice.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_that_a_class_does_not_need_are_left_out(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    published, _ = pair(tmp_path, name)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["cls.seq_relationship.weight"] = torch.ones(2, 32)
+    weights["second_head.weight"] = torch.ones(2, 32)
+    save_file(weights, tmp_path / "model.safetensors")
+    with caplog.at_level(logging.INFO):
+        ours = getattr(longformer, name).from_pretrained(tmp_path)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    left_out = "2 unexpected: cls.seq_relationship.weight, second_head.weight"
+    assert left_out in record.getMessage()
+    for key, value in published.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+
+
+def test_a_head_under_another_name_is_told_of(tmp_path: Path) -> None:
+    pair(tmp_path, "LongformerForQuestionAnswering")
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["qa_output.weight"] = weights.pop("qa_outputs.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 missing: qa_outputs.* 1 unexpected: qa_output\."):
+        LongformerForQuestionAnswering.from_pretrained(tmp_path)
+
+
+def test_led_without_its_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = LEDForConditionalGeneration(LEDConfig(vocab_size=50, **TINY))
+    model.save_pretrained(tmp_path)
+    ours = led.LEDModel.from_pretrained(tmp_path)
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, model.led.state_dict()[name]), name
+    with pytest.raises(TypeError, match="add_poling_layer"):
+        led.LEDModel.from_pretrained(tmp_path, add_poling_layer=False)
 
 
 def test_one_head_makes_room_for_another(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from longformer_core.errors import TokenizerError
-from longformer_core.tokenization import tokenizer as module
+from longformer_core.tokenization import bulk as module
 from longformer_core.tokenization.tokenizer import (
     LEDTokenizer,
     LEDTokenizerFast,
