@@ -264,16 +264,18 @@ class LongformerTokenizerFast(Vocabulary):
     ) -> ModelInput:
         """Put the special tokens around the ids of a text or of a pair, as a call does."""
         given = [ids] if pair_ids is None else [ids, pair_ids]
-        around = self._backend.encode(*["a"] * len(given))
-        pieces, types, starts, length = [], [], [], 0
+        around = self._backend.encode("a", None if pair_ids is None else "a")
+        pieces: list[IntArray] = []
+        types: list[IntArray] = []
+        starts, length = [], 0
         for origin, slots in groupby(range(len(around)), around.sequence_ids.__getitem__):
             first, *rest = slots
             if origin is None:
-                piece = [around.ids[slot] for slot in (first, *rest)]
+                piece = np.array([around.ids[slot] for slot in (first, *rest)], dtype=np.int32)
             else:
                 starts.append(length)
-                piece = given[origin]
-            pieces.append(np.asarray(piece, dtype=np.int32))
+                piece = np.asarray(given[origin], dtype=np.int32)
+            pieces.append(piece)
             types.append(np.full(len(piece), around.type_ids[first], dtype=np.int32))
             length += len(piece)
         return ModelInput(np.concatenate(pieces), np.concatenate(types), tuple(starts))

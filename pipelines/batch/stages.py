@@ -105,7 +105,7 @@ class Generate:
         if self._give_back.is_due():
             give_memory_back()
         runnable = [i for i, ok in enumerate(block.column("error").is_null().to_pylist()) if ok]
-        ids = block.column(ID).take(runnable).to_pylist()
+        ids = block.column(ID).take(pa.array(runnable, pa.int64())).to_pylist()
         documents = dict(zip(runnable, documents_of(block, ids, runnable), strict=True))
         outputs = dict(self._run(key, assignment, documents))
         rows = self._assemble(block, outputs)

@@ -64,7 +64,7 @@ class Letters:
     def _prepare(self, text: str | None) -> dict[str, Any]:
         if not text:
             kind = "NullText" if text is None else "EmptyText"
-            return {"num_tokens_in": text and 0, "error": row_error("read", kind, "no text")}
+            return {"error": row_error("read", kind, "no text")}
         window = {"input_ids": [*map(ord, text)], "global_positions": [], "start": 0}
         window |= {"first": 0, "size": len(text), "part": 0}
         counts = {"num_windows": 1, "truncated": False, "coverage": 1.0}

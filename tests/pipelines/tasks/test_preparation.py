@@ -1,6 +1,7 @@
 """Texts to windows: every token in its place, every row accounted for."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.pipelines.parquet import invalid_utf8
 KNOWN = ("num_windows", "truncated", "coverage")
 
 
+@functools.cache
 def task_of(directory: Path, **options: Any) -> Summarize:
     settings = {"model": str(directory), "max_source_tokens": 64} | options
     return Summarize.from_options(SummarizeOptions(**settings), device="cpu")
@@ -395,7 +397,7 @@ def test_words_whose_bytes_are_not_utf8(led_directory: Path) -> None:
 
 def test_documents_are_what_was_prepared(led_directory: Path) -> None:
     task = task_of(led_directory, on_long="windows", window_tokens=20, stride_tokens=3)
-    texts = [*[t[: 50 + 60 * i] for i, t in enumerate(corpus_texts(4))], None]
+    texts = [*[t[: 200 + 100 * i] for i, t in enumerate(corpus_texts(4))], None]
     block = prepare(task, texts)
     assert block.schema.field("__windows").type.value_type == WINDOW
     frame = single_frame(tokenizer_of(task.model), is_first_global=True)
