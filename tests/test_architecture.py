@@ -57,6 +57,11 @@ FORBIDDEN = {
 KERNELS = "longformer_core.attention.fused."
 # Beside tests: the dispatch, and the explicit matrices that nobody computes with.
 ORACLE_READERS = {"longformer_core.attention.window", "longformer_core.attention.dense"}
+# What one reads at a time.
+MOST_LINES_OF_A_FILE = 500
+MOST_LINES_OF_A_FUNCTION = 80
+# Files at the root of a package, `__init__` left out.
+MOST_FILES_AT_THE_ROOT = {"longformer_core": 5, "pipelines": 5}
 
 
 def sources() -> list[Path]:
@@ -179,3 +184,21 @@ def test_a_task_is_imported_without_a_graph_and_without_torch(file: Path) -> Non
     assert name in loaded
     heavy = ("torch", "ray", "pipelines.batch", "pipelines.train", "pipelines.serve")
     assert [n for n in loaded if any(n == h or n.startswith(h + ".") for h in heavy)] == []
+
+
+@pytest.mark.parametrize("file", sources(), ids=module_name)
+def test_files_and_functions_stay_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE
+    lengths = {
+        node.name: (node.end_lineno or node.lineno) - node.lineno + 1
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+@pytest.mark.parametrize("package", sorted(MOST_FILES_AT_THE_ROOT))
+def test_few_files_lie_at_the_root(package: str) -> None:
+    files = {file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py"}
+    assert len(files) <= MOST_FILES_AT_THE_ROOT[package], files

@@ -99,7 +99,11 @@ def test_a_bad_line_is_named(
         ("a.json", json.dumps({"text": "a"}, indent=1).encode(), "JSON parse error"),
         ("a.jsonl", '{"text":"a"}'.encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        ("a.jsonl.gz", gzip.compress(lines([{"text": "a"}] * 999).encode())[:-9], "Truncated"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(lines([{"text": "a"}] * 999).encode(), mtime=0)[:-9],
+            "Truncated",
+        ),
         ("a.jsonl.gz", b'{"text": "a"}', "incorrect header"),
     ],
 )

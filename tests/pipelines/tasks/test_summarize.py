@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from longformer_core.errors import OutOfMemoryError
-from longformer_core.generation import memory
+from longformer_core.scheduling import memory
 from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from pipelines.batch.worker import Worker
 from pipelines.errors import Refused
