@@ -16,6 +16,9 @@ from pipelines.corpus import formats, json_lines
 from pipelines.corpus.listing import TEXT, read_ids
 from tests.pipelines.parquet import listed, problems_of, read, write
 
+# Of one time: the name of a test holds its bytes.
+TRUNCATED = gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9]
+
 
 def lines(rows: list[Any]) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)
