@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Two threads, shared out among the processes of pytest-xdist.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
-NUM_ROWS = 240
+NUM_ROWS = 160
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0)
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def kill_after(grace_s: float, processes: Sequence[psutil.Process]) -> None:
@@ -85,7 +85,7 @@ class Driver:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        kill_after(5.0, children)
+        kill_after(2.0, children)
 
     def wait(self) -> int:
         return self.process.wait(timeout=240.0)

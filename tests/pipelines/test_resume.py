@@ -42,7 +42,7 @@ def test_killed_twice_then_started_twice_at_once(trial: Trial, undisturbed: dict
 
 
 def test_killed_on_two_cpus_with_a_limit(trial: Trial, undisturbed: dict[str, str]) -> None:
-    trial.arguments |= {"limit": 150, "num_cpus": 2}
+    trial.arguments |= {"limit": 120, "num_cpus": 2}
     driver = trial.start()
     wait_for(lambda: trial.num_committed() >= 3, "the third block")
     worked_on = trial.num_begun()
@@ -52,7 +52,7 @@ def test_killed_on_two_cpus_with_a_limit(trial: Trial, undisturbed: dict[str, st
     driver.kill()
     assert trial.start().wait() == 0, trial.said()
     rows = summaries(trial.output)
-    assert len(rows) == 150
+    assert len(rows) == 120
     assert rows.items() <= undisturbed.items()
     with pytest.raises(Refused, match="input"):
         trial.here(limit=None, num_cpus=None)
