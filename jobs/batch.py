@@ -26,10 +26,13 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        (), description="Parquet files, directories or globs; local, s3://, gs://, az://."
+        (),
+        description="Files, directories or globs: Parquet, JSON Lines, CSV; local, s3://, gs://, az://.",
     )
     output: str = Field(description="The run directory.")
-    id_column: str | None = Field(None, description="Default: id; without such a column file#row.")
+    id_column: str | None = Field(
+        None, description="Default: id; without such a column, file#row. file#row makes ids."
+    )
     keep_columns: tuple[str, ...] = Field(
         (),
         description="Input columns to carry over.",

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines import rows
 from pipelines.errors import BudgetExceeded
 from pipelines.run_directory import directory as runs
 from pipelines.run_directory.schemas import State
+from tests.helpers import corpus_texts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -186,9 +188,24 @@ def test_the_python_that_reads_a_result_reads_it(beside_the_readme: Path) -> Non
     listed = [{"path": f"output/{name}.parquet"} for name in ("a", "b")]
     (beside_the_readme / "run" / "_manifest.json").write_text(json.dumps({"files": listed}))
     names: dict[str, pa.Table] = {}
-    (code,) = blocks("python")
+    *_, code = blocks("python")
     exec(compile(code, "README.md", "exec"), names)
     assert names["rows"]["id"].to_pylist() == ["1", "2", "3"]
+
+
+def test_the_first_example_runs(
+    beside_the_readme: Path,
+    ray_session: None,
+    led_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(led_directory, "led")
+    Path("reports").mkdir()
+    pq.write_table(pa.table({"text": corpus_texts(4)}), "reports/a.parquet")
+    code, _ = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "4 of 4 rows are in run/output" in capsys.readouterr().out
+    assert (beside_the_readme / "run" / "_SUCCESS").exists()
 
 
 def test_the_house_map_and_the_links_name_what_is_there() -> None:
