@@ -36,6 +36,12 @@ _LIBRARY_BYTES = 512 * 2**20
 Count = Annotated[int, Field(ge=1)]
 
 
+def split_names(value: Any) -> tuple[str, ...]:
+    """Take `a,b` for two names, alone or among others."""
+    given = [value] if isinstance(value, str) else value
+    return tuple(name.strip() for each in given for name in str(each).split(",") if name.strip())
+
+
 class TaskOptions(BaseModel):
     """What every task can be asked; YAML, flags and the arguments of an endpoint enter here.
 
@@ -72,14 +78,7 @@ class TaskOptions(BaseModel):
         None, description="Source tokens encoded at once. Default: what suits the device."
     )
 
-    @field_validator("text_columns", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Take `a,b` for two names."""
-        given = [value] if isinstance(value, str) else value
-        return tuple(
-            name.strip() for each in given for name in str(each).split(",") if name.strip()
-        )
+    _split = field_validator("text_columns", mode="before")(split_names)
 
 
 # What of the options cannot change a row, or is told elsewhere in a fingerprint.

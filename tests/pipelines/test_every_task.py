@@ -1,5 +1,7 @@
 """Each batch task over a corpus with bad rows, killed half way, and in several windows."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,11 @@ def assert_answered(
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_dirty_corpus(
-    name: str, model_of: Callable[[str], Path], ray_session: None, tmp_path: Path
+    name: str,
+    model_of: Callable[[str], Path],
+    ray_session: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     case, model = CASES[name], model_of(name)
     good, bad = good_rows(NUM_GOOD), bad_rows(case)
@@ -58,7 +64,9 @@ def test_a_dirty_corpus(
     limits: dict[str, Any] = {"max_source_tokens": LIMIT, "on_long": "error"}
     given = {**limits, "rows_per_block": 4, "max_errors": str(len(bad)), "keep_as": "query=asked"}
     output = tmp_path / "run"
-    assert command(flags(case, model, corpus, output, **given)) == 0
+    assert command(flags(case, model, corpus, output, **given, format="json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["errors"] == Counter(kind for _, kind in bad.values())
     found = rows_of(output)
     assert found.keys() == {row["id"] for row in rows}
     errors = {name: row["error"]["type"] for name, row in found.items() if row["error"]}
@@ -92,8 +100,7 @@ def test_killed_half_way_and_started_again(
 ) -> None:
     case, model = CASES[name], model_of(name)
     rows = good_rows(240)
-    for row in rows[::6]:  # several windows each
-        row |= good_rows(1, 400)[0] | {"id": row["id"]}
+    rows[::6] = good_rows(240, 400)[::6]  # several windows each
     corpus = write_rows(tmp_path / "in" / "rows.parquet", rows, groups=[80, 80, 80])
     limits = {"on_long": "windows", "window_tokens": 128}
     output = tmp_path / "run"
