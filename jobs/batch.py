@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import click
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from jobs.options import click_options, collect, read_options, read_yaml
 from jobs.report import print_plan, print_report
@@ -17,7 +17,7 @@ from pipelines.errors import Refused
 from pipelines.rows import output_schema
 from pipelines.run_directory.directory import inspect_run
 from pipelines.storage import Location, check_room, locate
-from pipelines.tasks.base import Count, Task
+from pipelines.tasks.base import Count, Task, split_names
 
 
 class RunOptions(BaseModel):
@@ -70,6 +70,8 @@ class RunOptions(BaseModel):
     stall_timeout_s: Annotated[float, Field(ge=1.0)] = Field(
         120.0, description="Fail when nothing moves for so long."
     )
+
+    _split = field_validator("keep_columns", mode="before")(split_names)
 
     def kept(self) -> dict[str, str]:
         """Return input columns to carry over, each with its name in the output."""
@@ -147,7 +149,7 @@ def run_task(task_class: type[Task], options: Any, run: RunOptions) -> None:
             corpus,
             output,
             options=run.batch_options(device),
-            recorded={k: v for k, v in recorded.items() if v not in (None, [], "")},
+            recorded={k: v for k, v in recorded.items() if v not in (None, [])},
         ),
         run.format,
     )

@@ -45,13 +45,18 @@ def evaluate(
     task = _task_of(place)
     rows = _rows(place)
     given = _references(rows, reference_column, references, id_column)
-    has_one = [each is not None for each in given]
-    if not any(has_one):
-        raise Refused(f"no row has a reference in {reference_column!r}")
-    rows = rows.filter(pa.array(has_one))
     kept = [each for each in given if each is not None]
+    if not kept:
+        raise Refused(f"no row has a reference in {reference_column!r}")
     try:
-        scores = task.score(rows, kept)
+        # Of all rows: those without a reference may be the right answers of others.
+        predictions = [
+            found
+            for found, each in zip(task.predictions(rows), given, strict=True)
+            if each is not None
+        ]
+        rows = rows.filter(pa.array([each is not None for each in given]))
+        scores = task.score(predictions, task.references(rows, kept))
     except LongformerError as error:
         raise Refused(f"{reference_column!r}: {error}") from error
     result = {
@@ -68,9 +73,7 @@ def evaluate(
         {
             "id": rows.column("id"),
             "reference": pa.array([_text(each) for each in kept], pa.large_string()),
-            "prediction": pa.array(
-                [_text(each) for each in task.predictions(rows)], pa.large_string()
-            ),
+            "prediction": pa.array([_text(each) for each in predictions], pa.large_string()),
             **{name: [row.get(name) for row in scores.per_row] for name in names},
         }
     )

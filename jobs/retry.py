@@ -47,7 +47,8 @@ def retry(directory: str, output: str | None, changes: tuple[str, ...]) -> None:
         name, equals, value = change.partition("=")
         if not equals:
             raise Refused(f"--set {change!r}: give option=value")
-        options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        # As on a command line: a word that its option reads.
+        options[name.strip().replace("-", "_")] = value
     # The dead letters hold the id, and every input column as it stood.
     options |= {"input": [str(letters)], "output": output or f"{place}-retry"}
     options["id_column"] = "id" if columns["id"] == "file#row" else columns["id"]

@@ -3,8 +3,9 @@
 Ray and Arrow are imported by the fixtures that need them: the core's tests do without.
 """
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def led_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny seeded LED model in the published layout; read it, do not write into it."""
     return make_led_directory(tmp_path_factory.mktemp("led") / "model")
+
+
+@pytest.fixture(scope="session")
+def model_of(
+    led_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return a function that says where the small model of a batch task is; do not write there."""
+    from tests.pipelines.every_task import CASES
+    from tests.pipelines.tasks.heads import make_head
+
+    @functools.cache
+    def directory(task: str) -> Path:
+        case = CASES[task]
+        if case.head is None:
+            return led_directory
+        path = tmp_path_factory.mktemp(task)
+        make_head(path, case.head, labels=case.labels)
+        return path
+
+    return directory
 
 
 @pytest.fixture(scope="session")

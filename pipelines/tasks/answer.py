@@ -65,10 +65,10 @@ class Answer(EncodingTask):
             ]
         )
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         tokenizer = tokenizer_of(self.model)
         marks = self.options.global_attention
-        questions = tokenizer.encode_with_offsets(block.column("__question").take(rows))
+        questions = tokenizer.encode_with_offsets(block.column("__question"))
         return [
             [
                 context_frame(
@@ -95,7 +95,16 @@ class Answer(EncodingTask):
         answer = document.text[begin:stop]
         return Output({"answer": answer, "score": score, "start": begin, "end": stop})
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def predictions(self, rows: pa.Table) -> list[Any]:
+        """Return the answers; a good row without one has an empty text, unlike a failed row."""
+        is_good = rows.column("error").is_null().to_pylist()
+        found = zip(super().predictions(rows), is_good, strict=True)
+        return [answer or "" if good else None for answer, good in found]
+
+    def references(self, rows: pa.Table, given: Sequence[Any]) -> list[Any]:  # noqa: ARG002
+        return [each["text"] if isinstance(each, dict) else each for each in given]
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """Exact match and F1 as SQuAD has them.
 
         A reference is a text, a list of them (none: there is no answer), or SQuAD's struct of
@@ -103,14 +112,7 @@ class Answer(EncodingTask):
         """
         from longformer_core.metrics import score_answers
 
-        texts = [each["text"] if isinstance(each, dict) else each for each in references]
-        # A good row without an answer is no failed row.
-        good = rows.column("error").is_null().to_pylist()
-        found = [
-            answer or "" if is_good else None
-            for answer, is_good in zip(self.predictions(rows), good, strict=True)
-        ]
-        return score_answers(found, texts)
+        return score_answers(predictions, references)
 
 
 def best_span(

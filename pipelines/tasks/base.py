@@ -36,6 +36,12 @@ _LIBRARY_BYTES = 512 * 2**20
 Count = Annotated[int, Field(ge=1)]
 
 
+def split_names(value: Any) -> tuple[str, ...]:
+    """Take `a,b` for two names, alone or among others."""
+    given = [value] if isinstance(value, str) else value
+    return tuple(name.strip() for each in given for name in str(each).split(",") if name.strip())
+
+
 class TaskOptions(BaseModel):
     """What every task can be asked; YAML, flags and the arguments of an endpoint enter here.
 
@@ -72,14 +78,7 @@ class TaskOptions(BaseModel):
         None, description="Source tokens encoded at once. Default: what suits the device."
     )
 
-    @field_validator("text_columns", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Take `a,b` for two names."""
-        given = [value] if isinstance(value, str) else value
-        return tuple(
-            name.strip() for each in given for name in str(each).split(",") if name.strip()
-        )
+    _split = field_validator("text_columns", mode="before")(split_names)
 
 
 # What of the options cannot change a row, or is told elsewhere in a fingerprint.
@@ -233,12 +232,15 @@ class Task(ABC):
 
         return prepare(self, block)
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:  # noqa: ARG002
-        """Return what stands around the tokens of these rows' documents in each window."""
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
+        """Return what stands around the tokens of each row's document in each window.
+
+        block: as for `prepare`, with usable rows alone.
+        """
         from pipelines.tasks.preparation import single_frame, tokenizer_of
 
         frame = single_frame(tokenizer_of(self.model), is_first_global=True)
-        return [[frame] for _ in rows]
+        return [[frame]] * block.num_rows
 
     @abstractmethod
     def load_engine(self, device: str, memory_share: float) -> Any:
@@ -251,18 +253,27 @@ class Task(ABC):
     def process(self, document: Document) -> Process:
         """Ask an engine about a document and merge the results of its windows."""
 
-    @abstractmethod
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
-        """Return how good the task's columns are, in the field's metrics.
-
-        rows: written rows, good or failed. references: one a row, never None; what they are is each
-            task's own. Raises: Refused for references that are none.
-        """
+    # --- how good its rows are ---
 
     def predictions(self, rows: pa.Table) -> list[Any]:
-        """Return what of each row is compared with its reference: the task's first column."""
+        """Return what of each row is compared with its reference; None for a failed row.
+
+        rows: every row that a run wrote. By default the task's first column.
+        """
         found: list[Any] = rows.column(self.columns.names[0]).to_pylist()
         return found
+
+    def references(self, rows: pa.Table, given: Sequence[Any]) -> list[Any]:  # noqa: ARG002
+        """Return what predictions are compared with, of what stands in a column of references.
+
+        given: one a row, never None; each task says at `score` what they are.
+        Raises: Refused for values that are no references.
+        """
+        return list(given)
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
+        """Return how well predictions agree with references, in the field's metrics."""
 
     # --- what a run records and plans with ---
 

@@ -54,13 +54,13 @@ class Choose(EncodingTask):
             [pa.field("choice", pa.int32()), pa.field("scores", pa.list_(pa.float64()))]
         )
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         tokenizer = tokenizer_of(self.model)
         marks = self.options.global_attention
-        choices = block.column("__choices").take(rows).to_pylist()
-        questions: list[str | None] = [None] * len(rows)
+        choices = block.column("__choices").to_pylist()
+        questions: list[str | None] = [None] * block.num_rows
         if self.options.question_column:
-            questions = block.column("__question").take(rows).to_pylist()
+            questions = block.column("__question").to_pylist()
         texts = [
             [choice if question is None else f"{question} {choice}" for choice in of_row]
             for of_row, question in zip(choices, questions, strict=True)
@@ -91,8 +91,8 @@ class Choose(EncodingTask):
         scores = softmax(np.array(merged)).tolist()
         return Output({"choice": int(np.argmax(merged)), "scores": scores})
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """Accuracy; a reference is the number of the right choice, from 0."""
         from longformer_core.metrics import score_choices
 
-        return score_choices(self.predictions(rows), references)
+        return score_choices(predictions, references)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from pipelines.errors import Refused
 from pipelines.rows import InputColumn
 from pipelines.tasks.base import Document, Output, Process, text_input
 from pipelines.tasks.encoding import (
@@ -73,12 +74,12 @@ class Classify(EncodingTask):
             ]
         )
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         tokenizer = tokenizer_of(self.model)
         is_global = self.options.global_attention != "none"
         if not self.options.pair_column:
-            return [[single_frame(tokenizer, is_first_global=is_global)]] * len(rows)
-        pairs = tokenizer.encode_with_offsets(block.column("__pair").take(rows))
+            return [[single_frame(tokenizer, is_first_global=is_global)]] * block.num_rows
+        pairs = tokenizer.encode_with_offsets(block.column("__pair"))
         return [[continued_frame(tokenizer, p.ids, is_first_global=is_global)] for p in pairs]
 
     def process(self, document: Document) -> Process:
@@ -100,7 +101,25 @@ class Classify(EncodingTask):
             return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
         return softmax(logits)
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def predictions(self, rows: pa.Table) -> list[Any]:
+        """Return the label, all labels of at least 0.5 where there are several, or the number."""
+        if self.problem_type == "regression":
+            return list(rows.column("score").to_pylist())
+        if self.problem_type != "multi_label_classification":
+            return super().predictions(rows)
+        return [
+            None if row is None else [each["label"] for each in row if each["score"] >= 0.5]
+            for row in rows.column("scores").to_pylist()
+        ]
+
+    def references(self, rows: pa.Table, given: Sequence[Any]) -> list[Any]:  # noqa: ARG002
+        if self.problem_type == "regression":
+            return list(given)
+        if self.problem_type == "multi_label_classification":
+            return [[self._label(each) for each in row] for row in given]
+        return [self._label(each) for each in given]
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """Accuracy and macro F1 of the label, or errors and correlations of a number.
 
         A reference is a label or its number in the config, a list of either for a model of several
@@ -109,14 +128,14 @@ class Classify(EncodingTask):
         from longformer_core.metrics import score_classes, score_label_sets, score_values
 
         if self.problem_type == "regression":
-            return score_values(rows.column("score").to_pylist(), references)
+            return score_values(predictions, references)
         if self.problem_type == "multi_label_classification":
-            found = [
-                None if row is None else [each["label"] for each in row if each["score"] >= 0.5]
-                for row in rows.column("scores").to_pylist()
-            ]
-            return score_label_sets(found, [[self._label(i) for i in row] for row in references])
-        return score_classes(self.predictions(rows), [self._label(each) for each in references])
+            return score_label_sets(predictions, references)
+        return score_classes(predictions, references)
 
     def _label(self, given: Any) -> str:
-        return self.labels[given] if isinstance(given, int) else str(given)
+        if not isinstance(given, int):
+            return str(given)
+        if not 0 <= given < len(self.labels):
+            raise Refused(f"label {given}: the model has the labels 0 to {len(self.labels) - 1}")
+        return self.labels[given]

@@ -76,9 +76,11 @@ class Embed(EncodingTask):
     def columns(self) -> pa.Schema:
         return pa.schema([pa.field("embedding", pa.list_(pa.float32(), self.size))])
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:  # noqa: ARG002
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         is_global = self.options.global_attention == "first"
-        return [[single_frame(tokenizer_of(self.model), is_first_global=is_global)]] * len(rows)
+        return [
+            [single_frame(tokenizer_of(self.model), is_first_global=is_global)]
+        ] * block.num_rows
 
     def _fingerprint_options(self) -> dict[str, Any]:
         return super()._fingerprint_options() | {
@@ -110,17 +112,22 @@ class Embed(EncodingTask):
         said = f"{self.size} numbers, {self.pooling}{', of length 1' if self.normalize else ''}"
         return super().describe() | {"embedding": said}
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
-        """Recall and rank of the documents that should be nearest, among all rows.
+    def predictions(self, rows: pa.Table) -> list[Any]:
+        """Return the ids of the nearest documents among all rows, at most 100."""
+        from longformer_core.metrics import rank_documents
+
+        vectors, ids = super().predictions(rows), rows.column("id").to_pylist()
+        # A document is the nearest to itself, which says nothing.
+        return [
+            None if each is None else [ids[i] for i in each if i != row][:100]
+            for row, each in enumerate(rank_documents(vectors, vectors, k=101))
+        ]
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
+        """Recall and rank of the documents that should be nearest.
 
         A reference is the id of a row, or a list of ids.
         """
-        from longformer_core.metrics import rank_documents, score_rankings
+        from longformer_core.metrics import score_rankings
 
-        vectors, ids = self.predictions(rows), rows.column("id").to_pylist()
-        # A document is the nearest to itself, which says nothing.
-        ranked = [
-            None if each is None else [ids[i] for i in each if i != row]
-            for row, each in enumerate(rank_documents(vectors, vectors, k=101))
-        ]
-        return score_rankings(ranked, references)
+        return score_rankings(predictions, references)

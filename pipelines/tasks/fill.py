@@ -40,9 +40,11 @@ class Fill(EncodingTask):
         fill = pa.struct([pa.field("token", pa.string()), pa.field("score", pa.float64())])
         return pa.schema([pa.field("fills", pa.list_(pa.list_(fill)))])
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:  # noqa: ARG002
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         is_global = self.options.global_attention == "first"
-        return [[single_frame(tokenizer_of(self.model), is_first_global=is_global)]] * len(rows)
+        return [
+            [single_frame(tokenizer_of(self.model), is_first_global=is_global)]
+        ] * block.num_rows
 
     def process(self, document: Document) -> Process:
         tokenizer = tokenizer_of(self.model)
@@ -68,29 +70,39 @@ class Fill(EncodingTask):
         best = np.argsort(-scores, kind="stable")[: self.options.top_k]
         return [{"token": tokenizer.decode([int(i)]), "score": float(scores[i])} for i in best]
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def predictions(self, rows: pa.Table) -> list[Any]:
+        """Return the likeliest tokens of every mask, without the spaces around them.
+
+        One that is there with and without a space keeps its better place.
+        """
+        return [
+            None
+            if row is None
+            else [list(dict.fromkeys(f["token"].strip() for f in m)) for m in row]
+            for row in super().predictions(rows)
+        ]
+
+    def references(self, rows: pa.Table, given: Sequence[Any]) -> list[Any]:
+        for name, row, right in zip(
+            rows.column("id").to_pylist(), super().predictions(rows), given, strict=True
+        ):
+            if row is not None and len(row) != len(right):
+                raise Refused(f"row {name!r} has {len(row)} masks and {len(right)} references")
+        return [[token.strip() for token in right] for right in given]
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """Recall and rank of the right tokens; a reference lists them, one a mask."""
         from longformer_core.metrics import Scores, score_rankings
 
-        found = self.predictions(rows)
-        for number, (row, right) in enumerate(zip(found, references, strict=True)):
-            if row is not None and len(row) != len(right):
-                raise Refused(f"row {number} has {len(row)} masks and {len(right)} references")
         masks = [
-            (number, None if row is None else [_token(fill["token"]) for fill in row[place]], token)
-            for number, (row, right) in enumerate(zip(found, references, strict=True))
+            (number, None if row is None else row[place], token)
+            for number, (row, right) in enumerate(zip(predictions, references, strict=True))
             for place, token in enumerate(right)
         ]
-        scores = score_rankings(
-            [ranked for _, ranked, _ in masks], [_token(token) for _, _, token in masks]
-        )
+        scores = score_rankings([ranked for _, ranked, _ in masks], [token for *_, token in masks])
         per_row: list[dict[str, float]] = []
-        for number in range(len(found)):
+        for number in range(len(predictions)):
             own = [s for (row, _, _), s in zip(masks, scores.per_row, strict=True) if row == number]
             names = own[0] if own else {}
             per_row.append({name: float(np.mean([s[name] for s in own])) for name in names})
-        return Scores(scores.summary, per_row, sum(row is None for row in found))
-
-
-def _token(text: str) -> str:
-    return text.strip()
+        return Scores(scores.summary, per_row, sum(row is None for row in predictions))

@@ -184,9 +184,9 @@ def prepare(task: "Task", block: pa.Table) -> pa.Table:
         for row, error in enumerate(_unusable(block.column(column.name), column)):
             rows.errors[row] = rows.errors[row] or error
     texts = _texts(block.column("__text"), rows.errors)
-    good = [row for row, error in enumerate(rows.errors) if error is None]
-    encoded = _encode(task, texts.take(pa.array(good, pa.int64())))
-    for row, (ids, offsets), frames in zip(good, encoded, task.frames(block, good), strict=True):
+    good = pa.array([row for row, error in enumerate(rows.errors) if error is None], pa.int64())
+    encoded, framed = _encode(task, texts.take(good)), task.frames(block.take(good))
+    for row, (ids, offsets), frames in zip(good.to_pylist(), encoded, framed, strict=True):
         rows.add(task, row, ids, offsets, frames)
     return rows.table(texts if task.needs_text else None)
 

@@ -184,11 +184,11 @@ class Summarize(Task):
         special = {options.decoder_start_token_id, options.bos_token_id, options.pad_token_id}
         return special | set(options.eos_token_ids)
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """ROUGE of the summaries; a reference is a text, or a list of them."""
         from longformer_core.metrics import score_summaries
 
-        return score_summaries(self.predictions(rows), references)
+        return score_summaries(predictions, references)
 
 
 def row_seed(seed: int, name: str) -> int:

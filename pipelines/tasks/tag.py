@@ -68,9 +68,11 @@ class Tag(EncodingTask):
         )
         return pa.schema([pa.field("entities", pa.list_(entity))])
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:  # noqa: ARG002
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         is_global = self.options.global_attention == "first"
-        return [[single_frame(tokenizer_of(self.model), is_first_global=is_global)]] * len(rows)
+        return [
+            [single_frame(tokenizer_of(self.model), is_first_global=is_global)]
+        ] * block.num_rows
 
     def process(self, document: Document) -> Process:
         results = yield [self.request(window) for window in document.windows]
@@ -135,7 +137,27 @@ class Tag(EncodingTask):
         score = float(np.mean([piece.score for piece in group]))
         return {"label": label, "score": score, "start": start, "end": end, "text": text[start:end]}
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def references(self, rows: pa.Table, given: Sequence[Any]) -> list[Any]:
+        if not any(isinstance(each, str) for row in given for each in row):
+            return [[(e["label"], e["start"], e["end"]) for e in row] for row in given]
+        name = self.options.words_column
+        if name not in rows.column_names:
+            raise Refused(
+                f"the reference holds tags of words; their characters are known only if the "
+                f"run reads a column of words (--words-column) and keeps it (--keep-columns "
+                f"{name or 'NAME'})"
+            )
+        found = []
+        for row, words, tags in zip(
+            rows.column("id").to_pylist(), rows.column(name).to_pylist(), given, strict=True
+        ):
+            if words is not None and len(words) != len(tags):
+                raise Refused(f"row {row!r} has {len(words)} words and {len(tags)} tags")
+            # A row without its words has failed: its entities count, wherever they are.
+            found.append(_spans([word or "" for word in words or tags], tags))
+        return found
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """Precision, recall and F1 of exact entities.
 
         A reference is a list of structs (label, start, end) in characters, or of BIO tags, one a
@@ -145,22 +167,9 @@ class Tag(EncodingTask):
 
         found = [
             None if row is None else [(e["label"], e["start"], e["end"]) for e in row]
-            for row in self.predictions(rows)
+            for row in predictions
         ]
-        if any(isinstance(each, str) for row in references for each in row):
-            name = self.options.words_column
-            if name not in rows.column_names:
-                raise Refused(
-                    f"the reference holds tags of words; their characters are known only if the "
-                    f"run reads a column of words (--words-column) and keeps it (--keep-columns "
-                    f"{name or 'NAME'})"
-                )
-            words = rows.column(name).to_pylist()
-            return score_spans(
-                found, [_spans(w, t) for w, t in zip(words, references, strict=True)]
-            )
-        expected = [[(e["label"], e["start"], e["end"]) for e in row] for row in references]
-        return score_spans(found, expected)
+        return score_spans(found, references)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipelines.driving import ROOT, kill_after, num_committed, summaries, wait_for
+from tests.pipelines.driving import (
+    ROOT,
+    kill_after,
+    num_committed,
+    rows_of,
+    summaries,
+    wait_for,
+)
+from tests.pipelines.every_task import CASES, assert_same, good_rows, make_task, write_rows
+from tests.pipelines.tasks.heads import answers
 
 
 @dataclass(frozen=True)
@@ -103,10 +112,10 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def submit(
-    head: Head, options: str, arguments: dict[str, str]
+    head: Head, options: str, arguments: dict[str, str], *, task: str = "summarize"
 ) -> "subprocess.CompletedProcess[str]":
     """The README's submission, to other places; `options` go to `ray job submit` itself."""
-    line, _, job = head.submit.partition(" -- ")
+    line, _, job = head.submit.replace("jobs.summarize", f"jobs.{task}").partition(" -- ")
     words = [w for w in shlex.split(job) if not w.startswith("s3://")]
     places = {"--input", "--output", "--model", "--num-beams", "4", "--max-new-tokens", "256"}
     given = [w for name, value in arguments.items() for w in (name, value)]
@@ -187,3 +196,22 @@ def test_a_spent_budget_is_exit_code_3(head: Head, led_directory: Path, tmp_path
     assert spent.returncode == 1, spent.stdout + spent.stderr
     assert job_info(head, "spent") == {"status": "FAILED", "exit": 3}
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_another_task(head: Head, model_of: Callable[[str], Path], tmp_path: Path) -> None:
+    case, rows = CASES["choose"], good_rows(9)
+    corpus = write_rows(tmp_path / "in" / "rows.parquet", rows)
+    arguments = {
+        "--input": str(corpus),
+        "--output": str(tmp_path / "run"),
+        "--model": str(model_of("choose")),
+        "--question-column": "query",
+        "--device": "cpu",
+    }
+    done = submit(head, "--submission-id choose", arguments, task="choose")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows_of(tmp_path / "run")
+    columns = {role: [row[column] for row in rows] for role, column in case.columns.items()}
+    expected = answers(make_task(case, model_of("choose")), **columns)
+    for row, answer in zip(rows, expected, strict=True):
+        assert_same({name: found[row["id"]][name] for name in answer}, answer)

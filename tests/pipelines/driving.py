@@ -67,12 +67,12 @@ def kill_after(grace_s: float, processes: Sequence[psutil.Process]) -> None:
 class Driver:
     """A driver process and everything it started."""
 
-    def __init__(self, log: Path, *, module: str, **arguments: Any) -> None:
+    def __init__(self, log: Path, module: str, *words: str) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         environment.pop("RAY_ADDRESS", None)
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, json.dumps(arguments)],
+                [sys.executable, "-m", module, *words],
                 cwd=ROOT,
                 env=environment,
                 stdout=file,
@@ -106,7 +106,7 @@ class Trial:
 
     def start(self, module: str = "tests.pipelines.drive", **changes: Any) -> Driver:
         """An attempt in a process of its own."""
-        return Driver(self.log, module=module, **self.arguments | changes)
+        return Driver(self.log, module, json.dumps(self.arguments | changes))
 
     def here(self, **changes: Any) -> Report:
         """An attempt in this process, on its Ray."""

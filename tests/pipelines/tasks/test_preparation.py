@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -298,15 +297,11 @@ class Asking(Summarize):
     def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
         return (*super().inputs_of(options), InputColumn("question", ("question",)))
 
-    def frames(self, block: pa.Table, rows: Sequence[int]) -> list[list[Frame]]:
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
         tokenizer = tokenizer_of(self.model)
-        questions = block.column("__question").to_pylist()
         return [
-            [
-                Frame((0, *tokenizer.encode(questions[row])[1:-1]), (2,), 1, 1, part)
-                for part in range(2)
-            ]
-            for row in rows
+            [Frame((0, *tokenizer.encode(question)[1:-1]), (2,), 1, 1, part) for part in range(2)]
+            for question in block.column("__question").to_pylist()
         ]
 
 
