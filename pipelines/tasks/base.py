@@ -242,6 +242,10 @@ class Task(ABC):
         frame = single_frame(tokenizer_of(self.model), is_first_global=True)
         return [[frame]] * block.num_rows
 
+    def extra_windows(self, block: pa.Table) -> list[list[Window]]:
+        """Return windows of each row that hold none of its document, behind those that do."""
+        return [[] for _ in range(block.num_rows)]
+
     @abstractmethod
     def load_engine(self, device: str, memory_share: float) -> Any:
         """Load the model into an engine, in a process of its own.

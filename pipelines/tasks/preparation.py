@@ -6,6 +6,7 @@ A document is cut by its tokens. Every window holds some of them, with what the 
     before | document[start : start + size] | after
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ class Window:
         first = len(frame.before)
         return cls(whole, tuple(sorted(marked)), start, first, size, frame.part, second)
 
+    def as_part(self, part: int) -> "Window":
+        """Return the same window as another part of its document."""
+        return dataclasses.replace(self, part=part)
+
     @property
     def token_type_ids(self) -> np.ndarray | None:
         """[N] the types of a pair's tokens; None where all are 0."""
@@ -185,9 +190,13 @@ def prepare(task: "Task", block: pa.Table) -> pa.Table:
             rows.errors[row] = rows.errors[row] or error
     texts = _texts(block.column("__text"), rows.errors)
     good = pa.array([row for row, error in enumerate(rows.errors) if error is None], pa.int64())
-    encoded, framed = _encode(task, texts.take(good)), task.frames(block.take(good))
-    for row, (ids, offsets), frames in zip(good.to_pylist(), encoded, framed, strict=True):
+    readable = block.take(good)
+    encoded = _encode(task, texts.take(good))
+    around = zip(task.frames(readable), task.extra_windows(readable), strict=True)
+    for row, (ids, offsets), (frames, extra) in zip(good.to_pylist(), encoded, around, strict=True):
         rows.add(task, row, ids, offsets, frames)
+        if rows.errors[row] is None:
+            rows.windows[row] += extra
     return rows.table(texts if task.needs_text else None)
 
 

@@ -29,6 +29,9 @@ _BOUNDARY = re.compile(
     r"|(?P<blank>[ \t]*\n[ \t]*(?:\n\s*)+)"  # an empty line
     r"|(?P<item>[ \t]*\n(?=[ \t]*(?:[-*+•·–] |\(?\d{1,3}[.)] |#{1,6} |[=~^-]{3,}\s*\n)))"  # noqa: RUF001
 )
+_PROSE_START = re.compile(r"[\"'“‘(\[]?[^\W\d_]")  # noqa: RUF001
+_PROSE_END = re.compile(rf"[.!?…。！？][{_CLOSERS}]*$")  # noqa: RUF001
+_CODE = re.compile(r">>>|::|\||==|\w\(\)|\w\(\w+[,=]|[{}<>]|__|\*\*|\n\s*\n|^def |^class ")
 _WORD_BEFORE = re.compile(r"[\w.]+$")
 _STARTS_LOW = re.compile(r"\s*[a-zà-öø-ÿ,;:)]")
 
@@ -41,6 +44,20 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         [(0, 13), (14, 21)]
     """
     return list(_spans(text))
+
+
+def is_prose(sentence: str) -> bool:
+    """Tell whether this is a sentence that people would quote: no heading, code, list or table.
+
+    Example:
+        >>> is_prose("The sun rises in the east every day."), is_prose("x = f(1) + g(2) # why")
+        (True, False)
+    """
+    words = sentence.split()
+    if not 5 <= len(words) <= 60 or not _PROSE_START.match(sentence) or _CODE.search(sentence):
+        return False
+    letters = sum(each.isalpha() or each.isspace() for each in sentence)
+    return letters >= 0.8 * len(sentence) and bool(_PROSE_END.search(sentence))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,7 @@ joined and summarized again until one window holds them.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from longformer_core.config import LEDConfig
+from longformer_core.errors import LongformerError
 from longformer_core.generation.config import GenerationConfig
 from longformer_core.hub import resolve
-from pipelines.tasks.base import Count, Document, Output, Process, Task, TaskOptions
+from pipelines.errors import Refused
+from pipelines.rows import InputColumn
+from pipelines.tasks.base import Count, Document, Output, Process, Task, TaskOptions, text_input
 from pipelines.tasks.preparation import Window, cut, single_frame, tokenizer_of
 
 if TYPE_CHECKING:
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class SummarizeOptions(TaskOptions):
-    """Decoding that is not asked for comes from the model's generation_config.json."""
+    """Decoding that is not asked for comes from the model's generation_config.json.
+
+    An LED writes; an encoder quotes sentences, which the last three are about.
+    """
 
     num_beams: Count | None = Field(None, description="Beams of the search.")
     max_new_tokens: Count | None = Field(None, description="The longest summary, in tokens.")
@@ -43,9 +50,16 @@ class SummarizeOptions(TaskOptions):
     keep_levels: bool = Field(
         False, description="With windows: write the summaries of every round to `levels`."
     )
+    num_sentences: Count | None = Field(
+        None, description="With an encoder: how many sentences are quoted. Default: 5."
+    )
+    query: str | None = Field(
+        None, description="With an encoder: quote what is nearest to this text."
+    )
+    query_column: str | None = Field(None, description="The same, with a text for each row.")
 
 
-_DECODING = (
+DECODING = (
     "num_beams",
     "max_new_tokens",
     "min_length",
@@ -65,6 +79,21 @@ class Summarize(Task):
     options_class = SummarizeOptions
 
     @classmethod
+    def from_options(cls, options: Any, *, device: str) -> Any:
+        """Check and resolve as every task; an encoder's directory gives `ExtractiveSummarize`."""
+        from pipelines.tasks.extract import ExtractiveSummarize
+
+        if model_type_of(options.model) in ExtractiveSummarize.models:
+            return ExtractiveSummarize.from_options(options, device=device)
+        return super().from_options(options, device=device)
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
+        column = options.query_column
+        query = (InputColumn("query", (column,)),) if column is not None else ()
+        return (text_input(options), *query)
+
+    @classmethod
     def check_directory(cls, directory: Path) -> list[str]:
         from longformer_core.checkpoints.directory import check_directory
 
@@ -76,8 +105,10 @@ class Summarize(Task):
 
     @classmethod
     def _resolve(cls, options: SummarizeOptions, directory: Path) -> dict[str, Any]:
+        names = ("num_sentences", "query", "query_column")
+        refuse_given(options, names, "an LED writes its summaries and quotes no sentences")
         given: dict[str, Any] = {
-            name: value for name in _DECODING if (value := getattr(options, name)) is not None
+            name: value for name in DECODING if (value := getattr(options, name)) is not None
         }
         if options.early_stopping is not None:
             given["early_stopping"] = {"true": True, "false": False}.get(
@@ -189,6 +220,24 @@ class Summarize(Task):
         from longformer_core.metrics import score_summaries
 
         return score_summaries(predictions, references)
+
+
+def model_type_of(model: str) -> str | None:
+    """Return what kind of model a directory says that it holds; None where it says nothing."""
+    try:
+        values = json.loads((resolve(model) / "config.json").read_text(encoding="utf-8"))
+    except (LongformerError, OSError, ValueError):
+        return None  # told by the check of the directory
+    return values.get("model_type") if isinstance(values, dict) else None
+
+
+def refuse_given(options: SummarizeOptions, names: Sequence[str], why: str) -> None:
+    """Raise Refused for options that were given and have no effect."""
+    fields = SummarizeOptions.model_fields
+    given = [name for name in names if getattr(options, name) != fields[name].default]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise Refused(f"{flags}: {why}")
 
 
 def row_seed(seed: int, name: str) -> int:

@@ -1,0 +1,217 @@
+"""Extractive summaries: a document's own key sentences, found with any Longformer encoder.
+
+A sentence is worth as much as its mean state is near to the document's, or to a query's; what leads
+the document counts for more, and what repeats a chosen sentence for less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+
+from longformer_core.errors import LongformerError
+from longformer_core.hub import resolve
+from pipelines.errors import Refused
+from pipelines.tasks.base import Document, Output, Process
+from pipelines.tasks.encoding import EncodingTask, mean_by_tokens, owners
+from pipelines.tasks.preparation import Frame, Window, single_frame, tokenizer_of
+from pipelines.tasks.sentences import is_prose, sentence_spans
+from pipelines.tasks.summarize import DECODING, SummarizeOptions, refuse_given
+
+if TYPE_CHECKING:
+    from longformer_core.metrics import Scores
+
+_NUM_SENTENCES = 5
+# An encoder of sentences that was made long says less of what lies far apart.
+_WINDOW_TOKENS = 1280
+# The first sentence gains this much of a cosine, the one after `_LEAD_SENTENCES` a third of it.
+_LEAD, _LEAD_SENTENCES = 0.2, 5
+# How much of its likeness to the nearest chosen sentence counts against a sentence.
+_REPETITION = 0.3
+_QUERY = 1  # the part of the window that holds it
+
+SENTENCE = pa.struct(
+    [
+        pa.field("text", pa.large_string()),
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("score", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ExtractiveSummarize(EncodingTask):
+    """The sentences of a document that say most of it, or of what a query asks.
+
+    Every window of the document is read. A sentence is read in the window where its middle has the
+    most context. Only prose is quoted, unless a document has none.
+    """
+
+    options: SummarizeOptions  # type: ignore[assignment]
+
+    name = "summarize"
+    options_class = SummarizeOptions
+    models: ClassVar = {"longformer": "LongformerModel"}
+    takes_any_head = True
+    needs_text = True
+    default_stride = 0.1
+
+    @classmethod
+    def from_options(cls, options: Any, *, device: str) -> Self:
+        """Check and resolve as every task, with windows of a length that suits an encoder."""
+        chosen: dict[str, Any] = {"on_long": "windows"}
+        try:
+            directory = resolve(options.model)
+            if not options.window_tokens and not cls.check_directory(directory):
+                chosen["window_tokens"] = min(_WINDOW_TOKENS, cls.num_positions(directory))
+        except LongformerError as error:
+            raise Refused(f"--model: {error}") from error
+        return super().from_options(options.model_copy(update=chosen), device=device)
+
+    @classmethod
+    def _resolve(cls, options: Any, directory: Path) -> dict[str, Any]:
+        names = (*DECODING, "early_stopping", "do_sample", "keep_levels")
+        refuse_given(options, names, "an encoder quotes sentences and writes none")
+        if options.query is not None and options.query_column is not None:
+            raise Refused("--query and --query-column: give one of them")
+        return super()._resolve(options, directory)
+
+    @property
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("summary", pa.large_string()),
+                pa.field("sentences", pa.list_(SENTENCE)),
+            ]
+        )
+
+    def frames(self, block: pa.Table) -> list[list[Frame]]:
+        return [[single_frame(tokenizer_of(self.model), is_first_global=False)]] * block.num_rows
+
+    def extra_windows(self, block: pa.Table) -> list[list[Window]]:
+        """Return the query of each row in a window of its own."""
+        if self.options.query is not None:
+            queries = [self.options.query] * block.num_rows
+        elif self.options.query_column is not None:
+            queries = block.column("__query").to_pylist()
+        else:
+            return super().extra_windows(block)
+        tokenizer = tokenizer_of(self.model)
+        frame = single_frame(tokenizer, is_first_global=False)
+        room = self.window_tokens - frame.num_tokens
+        return [
+            [Window.of(each.ids, frame, 0, min(len(each.ids), room)).as_part(_QUERY)]
+            for each in tokenizer.encode_with_offsets(queries)
+        ]
+
+    def process(self, document: Document) -> Process:
+        assert document.text is not None
+        assert document.offsets is not None
+        text, windows = document.text, [w for w in document.windows if w.part != _QUERY]
+        every = sentence_spans(text)
+        prose = [span for span in every if is_prose(text[slice(*span)])] or every
+        places = _places(prose, windows, document.offsets)
+        asked = [
+            self.request(
+                window,
+                want=("mean",),
+                mean_positions=range(window.first, window.first + max(window.size, 1)),
+                spans=[slots for owner, slots in places if owner == number],
+            )
+            for number, window in enumerate(windows)
+        ]
+        queries = [w for w in document.windows if w.part == _QUERY]
+        asked += [
+            self.request(w, want=("mean",), mean_positions=range(1, len(w.input_ids) - 1))
+            for w in queries
+        ]
+        results = yield asked
+        if not prose:
+            return Output({"summary": "", "sentences": []})
+        # Sentences come window by window, and so they are in the order of the document.
+        order = sorted(range(len(places)), key=lambda i: places[i][0])
+        means = [r.span_means.numpy() for r in results[: len(windows)] if r.span_means is not None]
+        vectors = _unit(np.concatenate(means))[np.argsort(order, kind="stable")]
+        if queries:
+            goal, lead = results[-1].mean.numpy(), 0.0
+        else:
+            of_windows = [result.mean.numpy() for result in results[: len(windows)]]
+            goal, lead = mean_by_tokens(of_windows, windows), _LEAD
+        worth = vectors @ _unit(goal[None])[0]
+        worth += lead * np.exp(-np.arange(len(prose)) / _LEAD_SENTENCES)
+        chosen = sorted(choose(vectors, worth, self.options.num_sentences or _NUM_SENTENCES))
+        sentences = [
+            {
+                "text": text[prose[i][0] : prose[i][1]],
+                "start": prose[i][0],
+                "end": prose[i][1],
+                "score": float(worth[i]),
+            }
+            for i in chosen
+        ]
+        # A sentence that runs over lines is one line of a summary.
+        summary = " ".join(" ".join(str(each["text"]).split()) for each in sentences)
+        return Output({"summary": summary, "sentences": sentences})
+
+    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+        """ROUGE of the summaries; a reference is a text, or a list of them."""
+        from longformer_core.metrics import score_summaries
+
+        return score_summaries(self.predictions(rows), references)
+
+    def output_row_bytes(self) -> int:
+        """Return two times some long sentences, and the counts."""
+        return 600 * (self.options.num_sentences or _NUM_SENTENCES) + 200
+
+    def describe(self) -> dict[str, str]:
+        by = "those nearest to the query" if self.options.query else "the most central ones"
+        if self.options.query_column:
+            by = f"those nearest to column {self.options.query_column}"
+        count = self.options.num_sentences or _NUM_SENTENCES
+        kind = f"extractive: {count} sentences quoted from the document, {by}"
+        return super().describe() | {"summary": kind}
+
+
+def choose(vectors: np.ndarray, worth: np.ndarray, count: int) -> list[int]:
+    """Return sentences of the most worth that do not say the same (maximal marginal relevance).
+
+    Shapes: vectors [K, d] of length 1, worth [K].
+    """
+    chosen: list[int] = []
+    likeness = np.zeros(len(worth))
+    left = worth.copy()
+    for _ in range(min(count, len(worth))):
+        best = int((left - _REPETITION * likeness).argmax())
+        chosen.append(best)
+        left[best] = -np.inf
+        likeness = np.maximum(likeness, vectors @ vectors[best])
+    return chosen
+
+
+def _places(
+    spans: Sequence[tuple[int, int]], windows: Sequence[Window], offsets: np.ndarray
+) -> list[tuple[int, tuple[int, int]]]:
+    """Return for each sentence the window that it is read in, and its slots there."""
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    owner = owners(windows, len(offsets))
+    found = []
+    for begin, end in spans:
+        # Offsets grow from token to token; a sentence without a token of its own takes the next.
+        first = min(int(np.searchsorted(ends, begin, "right")), len(offsets) - 1)
+        last = max(int(np.searchsorted(starts, end, "left")), first + 1)
+        number = int(owner[(first + last - 1) // 2])
+        window = windows[number]
+        low = max(first, window.start) - window.start + window.first
+        high = min(last, window.start + window.size) - window.start + window.first
+        found.append((number, (low, high)))
+    return found
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """[K, d] -> [K, d], each of length 1."""
+    lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12))
