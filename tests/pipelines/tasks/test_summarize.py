@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longformer_core.errors import OutOfMemoryError
-from longformer_core.generation import memory
 from longformer_core.generation.config import GenerationConfig
+from longformer_core.scheduling import memory
 from longformer_core.tokenization.tokenizer import LEDTokenizerFast
 from pipelines.run_directory.directory import differences
 from pipelines.tasks.base import Encoded
