@@ -32,7 +32,7 @@ def test_signals_then_the_rest(trial: Trial, undisturbed: dict[str, str]) -> Non
     first_run = operators(output, attempt=1)
     assert [name.split("->")[0] for name in first_run] == [
         "Input",
-        "ReadParquet",
+        "ReadCorpus",
         "MapBatches(Tokenize)",
         "MapBatches(Generate)",
         "Write",
