@@ -1,7 +1,7 @@
 """What is asked of one document, and what becomes of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ class Request:
     global_positions: the tokens that attend to everything; None takes the package's default.
     seed: what sampling starts from; None draws a fresh one.
     valid: a flag per token, False for one that keeps its place but that nothing attends to.
+    num_rows: how many rows the document decodes side by side.
+    kind: what documents share that step together: how many rows, and what rows are.
+    num_steps: how many tokens a row has written when its last one is read off the logits.
 
     >>> request = Request([0, 31, 7, 2], GenerationConfig(num_beams=2, max_new_tokens=5))
     >>> request.num_rows, request.num_steps
@@ -29,20 +32,17 @@ class Request:
     seed: int | None = None
     valid: Sequence[bool] | None = None
 
-    @property
-    def num_rows(self) -> int:
-        """Return how many rows the document decodes side by side."""
-        return self.options.rows_per_document
+    num_rows: int = field(init=False, repr=False, compare=False)
+    kind: tuple[int, bool] = field(init=False, repr=False, compare=False)
+    num_steps: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """Return what documents share that step together: how many rows, and what rows are."""
-        return self.num_rows, self.options.prompt_lookup_num_tokens is not None
-
-    @property
-    def num_steps(self) -> int:
-        """Return how many tokens a row has written when its last one is read off the logits."""
-        return self.options.total_length - 1
+    def __post_init__(self) -> None:
+        """Count once what is looked at whenever documents are admitted."""
+        options = self.options
+        is_speculative = options.prompt_lookup_num_tokens is not None
+        object.__setattr__(self, "num_rows", options.rows_per_document)
+        object.__setattr__(self, "kind", (options.rows_per_document, is_speculative))
+        object.__setattr__(self, "num_steps", options.total_length - 1)
 
 
 @dataclass(frozen=True, slots=True)
