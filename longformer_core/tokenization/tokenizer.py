@@ -264,12 +264,12 @@ class LongformerTokenizerFast(Vocabulary):
     ) -> ModelInput:
         """Put the special tokens around the ids of a text or of a pair, as a call does."""
         given = [ids] if pair_ids is None else [ids, pair_ids]
-        around = self._backend.encode(*["a"] * len(given))
+        around = self._backend.encode("a", None if pair_ids is None else "a")
         pieces, types, starts, length = [], [], [], 0
         for origin, slots in groupby(range(len(around)), around.sequence_ids.__getitem__):
             first, *rest = slots
             if origin is None:
-                piece = [around.ids[slot] for slot in (first, *rest)]
+                piece: Sequence[int] | IntArray = [around.ids[slot] for slot in (first, *rest)]
             else:
                 starts.append(length)
                 piece = given[origin]
