@@ -16,7 +16,7 @@ from longformer_core.errors import LongformerError
 from longformer_core.hub import resolve
 from pipelines.errors import Refused
 from pipelines.tasks.base import Document, Output, Process
-from pipelines.tasks.encoding import EncodingTask, mean_by_tokens, owners
+from pipelines.tasks.encoding import EncodingTask, owners
 from pipelines.tasks.preparation import Frame, Window, single_frame, tokenizer_of
 from pipelines.tasks.sentences import is_prose, sentence_spans
 from pipelines.tasks.summarize import DECODING, SummarizeOptions, refuse_given
@@ -32,6 +32,11 @@ _LEAD, _LEAD_SENTENCES = 0.2, 5
 # How much of its likeness to the nearest chosen sentence counts against a sentence.
 _REPETITION = 0.3
 _QUERY = 1  # the part of the window that holds it
+# What only an LED can do, and what reading the whole document leaves no room for.
+_NOT_FOR_ENCODERS = (
+    *DECODING, "early_stopping", "do_sample", "seed", "max_rounds", "keep_levels",
+    "max_source_tokens",
+)  # fmt: skip
 
 SENTENCE = pa.struct(
     [
@@ -64,6 +69,8 @@ class ExtractiveSummarize(EncodingTask):
     def from_options(cls, options: Any, *, device: str) -> Self:
         """Check and resolve as every task, with windows of a length that suits an encoder."""
         chosen: dict[str, Any] = {"on_long": "windows"}
+        if options.on_long == "error":
+            raise Refused("--on-long error: an encoder reads every document whole, in windows")
         try:
             directory = resolve(options.model)
             if not options.window_tokens and not cls.check_directory(directory):
@@ -74,10 +81,11 @@ class ExtractiveSummarize(EncodingTask):
 
     @classmethod
     def _resolve(cls, options: Any, directory: Path) -> dict[str, Any]:
-        names = (*DECODING, "early_stopping", "do_sample", "keep_levels")
-        refuse_given(options, names, "an encoder quotes sentences and writes none")
+        refuse_given(options, _NOT_FOR_ENCODERS, "an encoder quotes sentences and writes none")
         if options.query is not None and options.query_column is not None:
             raise Refused("--query and --query-column: give one of them")
+        if options.query is not None and not options.query.strip():
+            raise Refused("--query: is blank; leave it out, or say what to look for")
         return super()._resolve(options, directory)
 
     @property
@@ -88,6 +96,11 @@ class ExtractiveSummarize(EncodingTask):
                 pa.field("sentences", pa.list_(SENTENCE)),
             ]
         )
+
+    @property
+    def num_sentences(self) -> int:
+        """Sentences of a summary, at most."""
+        return self.options.num_sentences or _NUM_SENTENCES
 
     def frames(self, block: pa.Table) -> list[list[Frame]]:
         return [[single_frame(tokenizer_of(self.model), is_first_global=False)]] * block.num_rows
@@ -118,8 +131,7 @@ class ExtractiveSummarize(EncodingTask):
         asked = [
             self.request(
                 window,
-                want=("mean",),
-                mean_positions=range(window.first, window.first + max(window.size, 1)),
+                want=("first",),
                 spans=[slots for owner, slots in places if owner == number],
             )
             for number, window in enumerate(windows)
@@ -132,30 +144,24 @@ class ExtractiveSummarize(EncodingTask):
         results = yield asked
         if not prose:
             return Output({"summary": "", "sentences": []})
-        # Sentences come window by window, and so they are in the order of the document.
-        order = sorted(range(len(places)), key=lambda i: places[i][0])
+        # Results come window by window, as `asked` took the sentences.
+        order = np.argsort([owner for owner, _ in places], kind="stable")
         means = [r.span_means.numpy() for r in results[: len(windows)] if r.span_means is not None]
-        vectors = _unit(np.concatenate(means))[np.argsort(order, kind="stable")]
-        if queries:
-            goal, lead = results[-1].mean.numpy(), 0.0
-        else:
-            of_windows = [result.mean.numpy() for result in results[: len(windows)]]
-            goal, lead = mean_by_tokens(of_windows, windows), _LEAD
-        worth = vectors @ _unit(goal[None])[0]
-        worth += lead * np.exp(-np.arange(len(prose)) / _LEAD_SENTENCES)
-        chosen = sorted(choose(vectors, worth, self.options.num_sentences or _NUM_SENTENCES))
+        vectors = np.empty((len(places), means[0].shape[1]), means[0].dtype)
+        vectors[order] = np.concatenate(means)
+        about = results[-1].mean.numpy() if queries else None
         sentences = [
             {
-                "text": text[prose[i][0] : prose[i][1]],
+                "text": text[slice(*prose[i])],
                 "start": prose[i][0],
                 "end": prose[i][1],
-                "score": float(worth[i]),
+                "score": score,
             }
-            for i in chosen
+            for i, score in choose(vectors, self.num_sentences, about)
         ]
         # A sentence that runs over lines is one line of a summary.
-        summary = " ".join(" ".join(str(each["text"]).split()) for each in sentences)
-        return Output({"summary": summary, "sentences": sentences})
+        lines = (" ".join(str(each["text"]).split()) for each in sentences)
+        return Output({"summary": " ".join(lines), "sentences": sentences})
 
     def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
         """ROUGE of the summaries; a reference is a text, or a list of them."""
@@ -163,33 +169,50 @@ class ExtractiveSummarize(EncodingTask):
 
         return score_summaries(self.predictions(rows), references)
 
+    def _fingerprint_options(self) -> dict[str, Any]:
+        names = ("query", "query_column")
+        return {
+            "window_tokens": self.window_tokens,
+            "stride_tokens": self.stride_tokens,
+            "num_sentences": self.num_sentences,
+            **{name: getattr(self.options, name) for name in names},
+        }
+
     def output_row_bytes(self) -> int:
-        """Return two times some long sentences, and the counts."""
-        return 600 * (self.options.num_sentences or _NUM_SENTENCES) + 200
+        """Return two copies of each sentence, and the counts."""
+        return 500 * self.num_sentences + 200
 
     def describe(self) -> dict[str, str]:
-        by = "those nearest to the query" if self.options.query else "the most central ones"
-        if self.options.query_column:
-            by = f"those nearest to column {self.options.query_column}"
-        count = self.options.num_sentences or _NUM_SENTENCES
-        kind = f"extractive: {count} sentences quoted from the document, {by}"
-        return super().describe() | {"summary": kind}
+        by = "centrality, the first ones preferred"
+        if self.options.query_column or self.options.query:
+            by = f"likeness to {self.options.query_column or repr(self.options.query)}"
+        said = f"extractive: {self.num_sentences} sentences of the document, by {by}"
+        return super().describe() | {"summary": said}
 
 
-def choose(vectors: np.ndarray, worth: np.ndarray, count: int) -> list[int]:
-    """Return sentences of the most worth that do not say the same (maximal marginal relevance).
+def choose(
+    vectors: np.ndarray, count: int, about: np.ndarray | None = None
+) -> list[tuple[int, float]]:
+    """Return the places and scores of the best sentences, in the order of the document.
 
-    Shapes: vectors [K, d] of length 1, worth [K].
+    A sentence is as good as it is near to `about`, or else to the mean of all, where the first ones
+    gain; of sentences that say the same only one is taken (maximal marginal relevance).
+    Shapes: vectors [K, d], about [d].
     """
+    unit = _unit(vectors)
+    if about is None:
+        worth = unit @ _unit(vectors.mean(axis=0)[None])[0]
+        worth = worth + _LEAD * np.exp(-np.arange(len(unit)) / _LEAD_SENTENCES)
+    else:
+        worth = unit @ _unit(about[None])[0]
     chosen: list[int] = []
-    likeness = np.zeros(len(worth))
-    left = worth.copy()
+    likeness, left = np.zeros(len(worth)), worth.copy()
     for _ in range(min(count, len(worth))):
         best = int((left - _REPETITION * likeness).argmax())
         chosen.append(best)
         left[best] = -np.inf
-        likeness = np.maximum(likeness, vectors @ vectors[best])
-    return chosen
+        likeness = np.maximum(likeness, unit @ unit[best])
+    return [(place, float(worth[place])) for place in sorted(chosen)]
 
 
 def _places(

@@ -29,10 +29,14 @@ _BOUNDARY = re.compile(
     r"|(?P<blank>[ \t]*\n[ \t]*(?:\n\s*)+)"  # an empty line
     r"|(?P<item>[ \t]*\n(?=[ \t]*(?:[-*+•·–] |\(?\d{1,3}[.)] |#{1,6} |[=~^-]{3,}\s*\n)))"  # noqa: RUF001
 )
-_PROSE_START = re.compile(r"[\"'“‘(\[]?[^\W\d_]")  # noqa: RUF001
-_PROSE_END = re.compile(rf"[.!?…。！？][{_CLOSERS}]*$")  # noqa: RUF001
-_CODE = re.compile(r">>>|::|\||==|\w\(\)|\w\(\w+[,=]|[{}<>]|__|\*\*|\n\s*\n|^def |^class ")
 _WORD_BEFORE = re.compile(r"[\w.]+$")
+# What prose has between these many words, and what it has none of: code, rules, tables, directives.
+_MIN_WORDS, _MAX_WORDS = 5, 60
+_MARKUP = re.compile(
+    r"^\s*(?:\.\. |>>>|\$ |#|\||@|```|~~~|(?:def|class|import|from \w+ import) )"
+    r"|[-=~^+*_#]{4,}|\n\s*(?:>>>|\|)|[{};]\s*\n"
+)
+_AROUND_WORDS = "\"'“”‘’`()[].,;:!?…*_"  # noqa: RUF001
 _STARTS_LOW = re.compile(r"\s*[a-zà-öø-ÿ,;:)]")
 
 
@@ -47,17 +51,20 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def is_prose(sentence: str) -> bool:
-    """Tell whether this is a sentence that people would quote: no heading, code, list or table.
+    """Tell whether a sentence reads as one: no heading, code, table row, link or list of numbers.
 
     Example:
-        >>> is_prose("The sun rises in the east every day."), is_prose("x = f(1) + g(2) # why")
+        >>> is_prose("A sentence has a verb, and ends."), is_prose("x = f(a, b)  # no words")
         (True, False)
     """
     words = sentence.split()
-    if not 5 <= len(words) <= 60 or not _PROSE_START.match(sentence) or _CODE.search(sentence):
+    if not _MIN_WORDS <= len(words) <= _MAX_WORDS or _MARKUP.search(sentence):
         return False
-    letters = sum(each.isalpha() or each.isspace() for each in sentence)
-    return letters >= 0.8 * len(sentence) and bool(_PROSE_END.search(sentence))
+    if not re.search(rf"[.!?…:][{_CLOSERS}*_`]*$|[。！？]", sentence):  # noqa: RUF001
+        return False
+    letters = sum(c.isalpha() for c in sentence)
+    plain = sum(word.strip(_AROUND_WORDS).replace("-", "").isalpha() for word in words)
+    return letters >= 0.7 * sum(map(len, words)) and plain >= 0.6 * len(words)
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -151,7 +151,7 @@ class Summarize(Task):
     def describe(self) -> dict[str, str]:
         options = self.generation.to_dict().items()
         said = ", ".join(f"{name}={value}" for name, value in options if value is not None)
-        return super().describe() | {"generation": said}
+        return super().describe() | {"summary": "abstractive", "generation": said}
 
     def load_engine(self, device: str, memory_share: float) -> "Engine":
         import torch

@@ -96,9 +96,8 @@ def test_tokens_survive_the_conversion(original: Path, converted: Path) -> None:
         built = ours.build(found.ids)
         assert built.ids.tolist() == ours.encode(text)
         assert np.all(found.starts < found.ends)
-    assert ours.decode(ours.encode("don't stop, believing"), skip_special_tokens=True) == (
-        "don't stop, believing"
-    )
+    text = "unaffable cats, and dogs."
+    assert ours.decode(ours.encode(text), skip_special_tokens=True) == text
 
 
 def test_pooling_survives_the_conversion(

@@ -80,7 +80,10 @@ def unigram_directory(path: Path) -> Path:
     )
     backend.train_from_iterator(sources(), trainer)
     pieces = json.loads(backend.to_str())["model"]["vocab"]
-    made = transformers.XLMRobertaTokenizer(vocab=[(piece, score) for piece, score in pieces])
+    # Scores of few digits: the library reads others one unit in the last place away from what
+    # Python reads, and between equally likely cuts that unit decides.
+    vocab = [(piece, round(score * 64) / 64) for piece, score in pieces]
+    made = transformers.XLMRobertaTokenizer(vocab=vocab)
     made.save_pretrained(path)
     (path / "config.json").write_text('{"model_type": "longformer"}', encoding="utf-8")
     return path
