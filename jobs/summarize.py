@@ -8,7 +8,7 @@ from pipelines.tasks.summarize import Summarize
 
 summarize = task_command(
     Summarize,
-    "Summarize documents with LED.",
+    "Summarize documents: an LED writes, an encoder quotes key sentences.",
     "--input corpus/ --output run/ --model led-base-16384 --num-beams 4",
 )
 

@@ -88,6 +88,11 @@ class Embed(EncodingTask):
             "normalize": self.normalize,
         }
 
+    def _loading_options(self) -> dict[str, Any]:
+        # A pooler that nothing is asked of need not be there.
+        is_wanted = self.pooling == "pooler" or self.model_class != "LongformerModel"
+        return {} if is_wanted else {"add_pooling_layer": False}
+
     def process(self, document: Document) -> Process:
         wanted: dict[str, Any] = {"want": (self.pooling,)}
         results = yield [

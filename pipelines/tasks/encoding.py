@@ -89,6 +89,10 @@ class EncodingTask(Task):
         labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
         return {"labels": labels, "model_class": cls.models[values["model_type"]]}
 
+    def _loading_options(self) -> dict[str, Any]:
+        """Return what else the model is loaded with."""
+        return {}
+
     def load_engine(self, device: str, memory_share: float) -> "EncodingEngine":
         import torch
 
@@ -97,7 +101,10 @@ class EncodingTask(Task):
         from longformer_core.scheduling.memory import available_bytes
 
         model = getattr(longformer_core, self.model_class).from_pretrained(
-            resolve(self.model), dtype=getattr(torch, self.dtype), device=device
+            resolve(self.model),
+            dtype=getattr(torch, self.dtype),
+            device=device,
+            **self._loading_options(),
         )
         return EncodingEngine(
             model,

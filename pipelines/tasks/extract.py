@@ -121,6 +121,9 @@ class ExtractiveSummarize(EncodingTask):
             for each in tokenizer.encode_with_offsets(queries)
         ]
 
+    def _loading_options(self) -> dict[str, Any]:
+        return {"add_pooling_layer": False}
+
     def process(self, document: Document) -> Process:
         assert document.text is not None
         assert document.offsets is not None
