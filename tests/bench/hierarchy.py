@@ -47,15 +47,14 @@ def book(num_tokens: int, model: str) -> str:
     raise ValueError(f"no book has {num_tokens} tokens")
 
 
-def summarize(model: str, num_tokens: int) -> dict[str, Any]:
-    """Summarize a book in this process; say what it came to and the memory it took."""
+def summarize(model: str, text: str) -> dict[str, Any]:
+    """Summarize a text in this process; say what it came to and the memory it took."""
     options = SummarizeOptions(
         model=model, on_long="windows", window_tokens=WINDOW, batch_tokens=BATCH,
         num_beams=2, max_new_tokens=48, keep_levels=True,
     )  # fmt: skip
     torch.set_num_threads(2)
     task = Summarize.from_options(options, device="cpu")
-    text = book(num_tokens, model)
     (prepared,) = prepare(task, [text]).to_pylist()
     worker = Worker(task, "cpu", 2, 0.5)
     loaded = _peak_bytes()
@@ -81,18 +80,19 @@ def _peak_bytes() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--model", help="Used by the processes that are measured.")
+    parser.add_argument("--model", help="Of a process that is measured; the text is on stdin.")
     given = parser.parse_args()
     if given.model:
-        print(json.dumps(summarize(given.model, given.tokens)))
+        print(json.dumps(summarize(given.model, sys.stdin.read())))
         return
     with tempfile.TemporaryDirectory() as place:
         model = str(make_led_directory(Path(place), **SIZES))
         found = []
         for num_tokens in (BATCH // WINDOW * (WINDOW - 2), given.tokens):
-            words = ["-m", "tests.bench.hierarchy", "--model", model, "--tokens", str(num_tokens)]
+            words = [sys.executable, "-m", "tests.bench.hierarchy", "--model", model]
+            text = book(num_tokens, model)
             done = subprocess.run(
-                [sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True
+                words, input=text, check=True, stdout=subprocess.PIPE, encoding="utf-8"
             )
             found.append(json.loads(done.stdout))
             print(json.dumps(found[-1]))

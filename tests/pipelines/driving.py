@@ -82,6 +82,8 @@ class Driver:
 
     def kill(self) -> None:
         """SIGKILL to the driver; what it leaves behind is ended by id."""
+        if self.process.poll() is not None:
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()

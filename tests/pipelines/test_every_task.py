@@ -106,12 +106,14 @@ def test_killed_half_way_and_started_again(
     output = tmp_path / "run"
     words = flags(case, model, corpus, output, **limits, rows_per_block=3)
     driver = Driver(tmp_path / "log.txt", f"jobs.{name}", *words[1:])
-    wait_for(
-        lambda: num_committed(output) >= 40 or driver.process.poll() is not None,
-        "half of the blocks",
-    )
-    assert driver.process.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
-    driver.kill()
+    try:
+        wait_for(
+            lambda: num_committed(output) >= 40 or driver.process.poll() is not None,
+            "half of the blocks",
+        )
+        assert driver.process.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+    finally:
+        driver.kill()
     assert not (output / "_SUCCESS").exists()
     done = num_committed(output)
     assert 40 <= done < 72, f"{done} of 80 blocks were done when it was killed"
