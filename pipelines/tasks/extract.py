@@ -15,11 +15,12 @@ import pyarrow as pa
 from longformer_core.errors import LongformerError
 from longformer_core.hub import resolve
 from pipelines.errors import Refused
+from pipelines.rows import InputColumn
 from pipelines.tasks.base import Document, Output, Process
 from pipelines.tasks.encoding import EncodingTask, owners
 from pipelines.tasks.preparation import Frame, Window, single_frame, tokenizer_of
 from pipelines.tasks.sentences import is_prose, sentence_spans
-from pipelines.tasks.summarize import DECODING, SummarizeOptions, refuse_given
+from pipelines.tasks.summarize import DECODING, SummarizeOptions, refuse_given, summary_inputs
 
 if TYPE_CHECKING:
     from longformer_core.metrics import Scores
@@ -87,6 +88,10 @@ class ExtractiveSummarize(EncodingTask):
         if options.query is not None and not options.query.strip():
             raise Refused("--query: is blank; leave it out, or say what to look for")
         return super()._resolve(options, directory)
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
+        return summary_inputs(options)
 
     @property
     def columns(self) -> pa.Schema:
@@ -166,11 +171,11 @@ class ExtractiveSummarize(EncodingTask):
         lines = (" ".join(str(each["text"]).split()) for each in sentences)
         return Output({"summary": " ".join(lines), "sentences": sentences})
 
-    def score(self, rows: pa.Table, references: Sequence[Any]) -> "Scores":
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> "Scores":
         """ROUGE of the summaries; a reference is a text, or a list of them."""
         from longformer_core.metrics import score_summaries
 
-        return score_summaries(self.predictions(rows), references)
+        return score_summaries(predictions, references)
 
     def _fingerprint_options(self) -> dict[str, Any]:
         names = ("query", "query_column")

@@ -89,9 +89,7 @@ class Summarize(Task):
 
     @classmethod
     def inputs_of(cls, options: Any) -> tuple[InputColumn, ...]:
-        column = options.query_column
-        query = (InputColumn("query", (column,)),) if column is not None else ()
-        return (text_input(options), *query)
+        return summary_inputs(options)
 
     @classmethod
     def check_directory(cls, directory: Path) -> list[str]:
@@ -220,6 +218,13 @@ class Summarize(Task):
         from longformer_core.metrics import score_summaries
 
         return score_summaries(predictions, references)
+
+
+def summary_inputs(options: SummarizeOptions) -> tuple[InputColumn, ...]:
+    """Return the columns that a summary of either kind is made of."""
+    column = options.query_column
+    query = (InputColumn("query", (column,)),) if column is not None else ()
+    return (text_input(options), *query)
 
 
 def model_type_of(model: str) -> str | None:

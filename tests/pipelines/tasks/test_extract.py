@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from pipelines.batch.worker import Worker
 from pipelines.errors import Refused
@@ -23,7 +24,11 @@ QUERY = "Penguins in Antarctica swallow small fish and krill under the ice."
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("encoder")
-    make_head(path, "LongformerForMaskedLM")
+    # With narrow weights, and places that say nothing, a state says most of its own word.
+    model = make_head(path, "LongformerForMaskedLM", initializer_range=0.05)
+    with torch.no_grad():
+        model.longformer.embeddings.position_embeddings.weight.zero_()
+    model.save_pretrained(path)
     return path
 
 
