@@ -90,11 +90,12 @@ def test_a_query_is_found_in_any_window(directory: Path, by_column: bool) -> Non
     assert [each.role for each in task.inputs] == ["text", "query"][: 1 + by_column]
 
 
-def test_repetitions_are_left_out() -> None:
-    vectors = np.array([[1.0, 0.0], [1.0, 0.01], [0.6, 0.8], [1.0, 0.0]])
-    assert [place for place, _ in choose(vectors, 2)] == [0, 2]
+def test_of_sentences_that_say_the_same_one_is_taken() -> None:
+    vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.7, 0.714], [0.0, 1.0]])
+    nearest_to_the_first_two = np.array([1.0, 0.41])
+    assert [place for place, _ in choose(vectors, 2, nearest_to_the_first_two)] == [0, 2]
     assert [place for place, _ in choose(vectors, 9)] == [0, 1, 2, 3]
-    assert [place for place, _ in choose(vectors, 1, np.array([0.0, 1.0]))] == [2]
+    assert [place for place, _ in choose(vectors, 1, np.array([0.0, 1.0]))] == [3]
 
 
 def test_options_of_the_other_kind_are_refused_by_name(
