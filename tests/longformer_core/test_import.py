@@ -122,6 +122,7 @@ def test_public_names() -> None:
         "dense_probabilities",
         "estimate_cost",
         "list_model_files",
+        "load_tokenizer",
         "mark_choice",
         "mark_first_token",
         "mark_question",
