@@ -53,6 +53,7 @@ def test_a_directory_comes_out(
     assert "RobertaForMaskedLM, 16 positions" in plan
     assert "LongformerForMaskedLM, 64 positions" in plan
     assert "16 positions are repeated up to 64" in plan
+    assert "up to 5 tokens are answered as by the original" in plan
     assert not (tmp_path / "long").exists()
     assert job(*flags, "--attention-window", 8) == 0
     assert "loads completely" in told(capsys)

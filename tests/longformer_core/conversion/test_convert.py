@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longformer_core.checkpoints.pooling import Pooling, read_pooling
 from longformer_core.config import LEDConfig, LongformerConfig
 from longformer_core.conversion.convert import (
     Conversion,
@@ -156,9 +157,14 @@ def test_positions_repeat_where_each_family_counts_them(tmp_path: Path) -> None:
 
 def test_the_window_cuts_and_the_positions_go_on(tmp_path: Path) -> None:
     published = encoder(tmp_path / "short", "Roberta", "Model")
-    convert_directory(tmp_path / "short", tmp_path / "long", max_length=100, attention_window=8)
+    plan = convert_directory(
+        tmp_path / "short", tmp_path / "long", max_length=100, attention_window=8
+    )
     ours = LongformerModel.from_pretrained(tmp_path / "long")
     with torch.no_grad():
+        whole, cut = IDS[:, : plan.exact_length], IDS[:, : plan.exact_length + 1]
+        assert difference(ours(whole)[0], published(whole)[0]) <= 1e-5
+        assert difference(ours(cut)[0], published(cut)[0]) > 0.01
         got, expected = ours(IDS).last_hidden_state, published(IDS).last_hidden_state
         assert difference(got, expected) > 0.01
         assert ours(torch.cat([IDS] * 4, 1)).last_hidden_state.isfinite().all()
@@ -243,6 +249,10 @@ def test_a_long_model_takes_other_windows(tmp_path: Path) -> None:
     convert_directory(tmp_path / "short", tmp_path / "a", max_length=48, attention_window=8)
     plan = convert_directory(tmp_path / "a", tmp_path / "b", attention_window=16)
     assert (plan.config.radii, plan.new_length, plan.notes) == ((8, 8), 48, ())
+    # Beyond the old radius of 4 and the token itself, the original's windows cut and these do not.
+    assert plan.exact_length == 5
+    longer = plan_conversion(tmp_path / "a", max_length=64)
+    assert (longer.exact_length, longer.config.radii) == (48, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +353,14 @@ def test_tokenizers_come_along(tmp_path: Path) -> None:
     (tmp_path / "short" / "vocab.txt").write_text("\n".join(words) + "\n")
     settings = {"do_lower_case": True, "model_max_length": 512}
     (tmp_path / "short" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "short" / "1_Pooling").mkdir()
+    (tmp_path / "short" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules = [{"type": f"sentence_transformers.models.{k}", "path": path} for k, path in kinds]
+    (tmp_path / "short" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "short" / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
     plan = convert_directory(tmp_path / "short", tmp_path / "long", max_length=64)
+    assert read_pooling(tmp_path / "long") == Pooling("cls", False, 64, False)
     assert isinstance(plan.config, LongformerConfig)
     assert plan.config.sep_token_id == 3
     assert any("WordPiece" in note for note in plan.notes)
