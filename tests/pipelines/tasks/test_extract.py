@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from longformer_core.encoding.request import Encoding
 from pipelines.batch.worker import Worker
 from pipelines.errors import Refused
 from pipelines.tasks.extract import ExtractiveSummarize, choose
-from pipelines.tasks.preparation import documents_of
+from pipelines.tasks.preparation import documents_of, tokenizer_of
 from pipelines.tasks.summarize import Summarize, SummarizeOptions
 from tests.helpers import corpus_texts
 from tests.pipelines.asking import outputs
@@ -72,22 +73,32 @@ def test_offsets_are_exact_and_in_order(directory: Path) -> None:
 
 @pytest.mark.parametrize("by_column", [False, True])
 def test_a_query_is_found_in_any_window(directory: Path, by_column: bool) -> None:
-    plain = " ".join(" ".join(corpus_texts(4)).split()).split(". ")
-    filler = [f"{each}." for each in plain if 6 < len(each.split()) < 30][:110]
-    texts = [
-        " ".join([*filler[:at], QUERY, *filler[at:size]])
-        for size in (3, 30, 110)
-        for at in (0, size // 3, size - 1, size)
-    ]
+    """With states that say which sentence is the query, wherever it stands."""
     asked: Any = {"query_column": "what"} if by_column else {"query": QUERY}
-    task = task_of(directory, num_sentences=1, window_tokens=160, stride_tokens=60, **asked)
-    columns = {"text": texts} | ({"query": [QUERY] * len(texts)} if by_column else {})
-    found = rows(task, **columns)
-    windows = [row["num_windows"] for row in found]
-    assert windows[0] == 1
-    assert max(windows) >= 5
-    assert [row["summary"] for row in found] == [QUERY] * len(texts)
+    task = task_of(directory, num_sentences=1, window_tokens=160, **asked)
     assert [each.role for each in task.inputs] == ["text", "query"][: 1 + by_column]
+    words = set(tokenizer_of(task.model).encode(QUERY)[2:-2])
+    counts = []
+    for size in (3, 30, 110):
+        for at in (0, size // 3, size - 1, size):
+            filler = ["The house is old and the road is long." for _ in range(size)]
+            text = " ".join([*filler[:at], QUERY, *filler[at:]])
+            columns = {"__text": [text]} | ({"__query": [QUERY]} if by_column else {})
+            block = task.prepare(pa.table(columns))
+            (document,) = documents_of(block, ["only"], [0])
+            process = task.process(document)
+            results = []
+            for request in next(process):
+                held = [set(request.input_ids[a:b].tolist()) for a, b in request.spans]
+                means = [[1.0, 0.0] if len(words & each) > 5 else [0.0, 1.0] for each in held]
+                states = torch.tensor(means) if means else None
+                results.append(Encoding(mean=torch.tensor([1.0, 0.0]), span_means=states))
+            with pytest.raises(StopIteration) as end:
+                process.send(results)
+            assert end.value.value.columns["summary"] == QUERY
+            counts.append(block["num_windows"][0].as_py())
+    assert counts[0] == 1
+    assert counts[-1] >= 5
 
 
 def test_of_sentences_that_say_the_same_one_is_taken() -> None:
