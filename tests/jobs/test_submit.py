@@ -152,6 +152,7 @@ def test_without_the_token_nothing_runs(head: Head) -> None:
     assert "authentication" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_job_resumes(
     head: Head, corpus: Path, led_directory: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -101,8 +101,12 @@ CASES = {
 
 
 def good_rows(num_rows: int, num_words: int = 60) -> list[dict[str, Any]]:
-    """Rows that every task can read, no two alike: texts of `num_words` and up to 40 words more."""
+    """Rows that every task can read, no two alike: texts of `num_words` and up to 40 words more.
+
+    Short plain words are few tokens in any vocabulary.
+    """
     words = " ".join(text[:20_000] for text in corpus_texts(30)).split()
+    words = [word for word in words if word.isalpha() and len(word) <= 6]
     rows = []
     for number in range(num_rows):
         start = 37 * number % (len(words) - num_words - 100)

@@ -85,7 +85,12 @@ print("done")
 
 @pytest.mark.parametrize(
     ("kind", "num_runs"),
-    [("an embedded cluster", 3), ("the program's cluster", 2), ("the program's cluster before", 1)],
+    [
+        ("an embedded cluster", 2),
+        pytest.param("the program's cluster", 2, marks=pytest.mark.slow),
+        pytest.param("the program's cluster before", 1, marks=pytest.mark.slow),
+        pytest.param("an embedded cluster", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_program_finds_its_process_as_it_was(
     tmp_path: Path,

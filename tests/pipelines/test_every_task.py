@@ -90,10 +90,7 @@ def test_a_dirty_corpus(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n if n in ("answer", "choose", "embed") else pytest.param(n, marks=pytest.mark.slow)
-        for n in CASES
-    ],
+    ["answer", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "answer")],
 )
 def test_killed_half_way_and_started_again(
     name: str, model_of: Callable[[str], Path], ray_session: None, tmp_path: Path

@@ -41,6 +41,7 @@ def test_killed_twice_then_started_twice_at_once(trial: Trial, undisturbed: dict
     assert "a kill undoes at most 6 blocks of work" in trial.log.read_text()
 
 
+@pytest.mark.slow
 def test_killed_on_two_cpus_with_a_limit(trial: Trial, undisturbed: dict[str, str]) -> None:
     trial.arguments |= {"limit": 120, "num_cpus": 2}
     driver = trial.start()
@@ -77,6 +78,7 @@ def test_a_killed_worker_loses_nothing(trial: Trial, undisturbed: dict[str, str]
     assert summaries(trial.output) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_lost_node_loses_nothing(trial: Trial, undisturbed: dict[str, str]) -> None:
     trial.arguments["task"] |= {"slow_s": 0.05}
     driver = trial.start("tests.pipelines.drive_two_nodes", num_workers=2, stall_timeout_s=180.0)

@@ -133,7 +133,7 @@ def _openmp_threads() -> int:
     library = next(
         line.split()[-1]
         for line in Path("/proc/self/maps").read_text().splitlines()
-        if "libgomp" in line
+        if "libgomp" in line and "torch" in line  # scikit-learn brings one of its own
     )
     return int(ctypes.CDLL(library).omp_get_max_threads())
 
