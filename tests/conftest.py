@@ -55,7 +55,7 @@ def model_of(
         if case.head is None:
             return led_directory
         path = tmp_path_factory.mktemp(task)
-        make_head(path, case.head, labels=case.labels)
+        make_head(path, case.head, labels=case.labels, seed=7)
         return path
 
     return directory

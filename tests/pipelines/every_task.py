@@ -106,7 +106,7 @@ def good_rows(num_rows: int, num_words: int = 60) -> list[dict[str, Any]]:
     Short plain words are few tokens in any vocabulary.
     """
     words = " ".join(text[:20_000] for text in corpus_texts(30)).split()
-    words = [word for word in words if word.isalpha() and len(word) <= 6]
+    words = [word for word in words if word.isalpha() and len(word) <= 10]
     rows = []
     for number in range(num_rows):
         start = 37 * number % (len(words) - num_words - 100)
