@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from pipelines.tasks.base import Document, Output, Process, Task
+from pipelines.tasks.base import Document, Output, Task, advance
 
 
 class Worker:
@@ -32,7 +32,7 @@ class Worker:
         while True:
             asked: dict[int, list[Any]] = {}
             for index, results in ready:
-                answer = _advance(processes[index], results)
+                answer = advance(processes[index], results)
                 if isinstance(answer, Output):
                     yield index, answer
                 else:
@@ -55,19 +55,3 @@ class Worker:
             left[index] -= 1
             if not left[index]:
                 yield index, results.pop(index)
-
-
-def _advance(process: Process, results: list[Any] | None) -> Output | list[Any]:
-    """Return what a document asks next, or its output; an error of any window is the document's.
-
-    results: of what it asked before; None at first.
-    """
-    failed = next((each.error for each in results or () if each.error is not None), None)
-    if failed is not None:
-        process.close()
-        return Output({}, error=failed)
-    try:
-        return process.send(results)  # type: ignore[arg-type]
-    except StopIteration as end:
-        output: Output = end.value
-        return output

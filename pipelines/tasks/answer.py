@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class AnswerOptions(EncodingOptions):
     question_column: str = Field("question", description="The column that holds the question.")
     max_answer_tokens: Count = Field(30, description="The longest answer, in tokens.")
+    top_k: Count = Field(
+        1, description="Answers of a document, best first; with more than one in `answers`, too."
+    )
     no_answer: bool = Field(
         False, description="Answer nothing where the model finds that likelier than any span."
     )
@@ -56,14 +59,15 @@ class Answer(EncodingTask):
 
     @property
     def columns(self) -> pa.Schema:
-        return pa.schema(
-            [
-                pa.field("answer", pa.large_string()),
-                pa.field("score", pa.float64()),
-                pa.field("start", pa.int64()),
-                pa.field("end", pa.int64()),
-            ]
-        )
+        fields = [
+            pa.field("answer", pa.large_string()),
+            pa.field("score", pa.float64()),
+            pa.field("start", pa.int64()),
+            pa.field("end", pa.int64()),
+        ]
+        if self.options.top_k > 1:
+            fields.append(pa.field("answers", pa.list_(pa.struct(fields))))
+        return pa.schema(fields)
 
     def frames(self, block: pa.Table) -> list[list[Frame]]:
         tokenizer = tokenizer_of(self.model)
@@ -82,18 +86,33 @@ class Answer(EncodingTask):
         results = yield [self.request(window) for window in document.windows]
         assert document.text is not None
         assert document.offsets is not None
-        best, nothing = (0.0, 0, 0), 1.0
+        # Neighbouring windows may find the same span; its better score counts.
+        scores: dict[tuple[int, int], float] = {}
+        nothing = 1.0
         for window, result in zip(document.windows, results, strict=True):
             start, end = result.start_logits.numpy(), result.end_logits.numpy()
-            found, null = best_span(start, end, window, self.options.max_answer_tokens)
-            best = max(best, found, key=lambda span: (span[0], -span[1], -span[2]))
+            found, null = best_spans(
+                start, end, window, self.options.max_answer_tokens, self.options.top_k
+            )
+            for score, *ends in found:
+                scores[ends[0], ends[1]] = max(score, scores.get((ends[0], ends[1]), 0.0))
             nothing = min(nothing, null)
-        score, first, last = best
-        if not len(document.offsets) or (self.options.no_answer and nothing > score):
-            return Output({"answer": None, "score": nothing, "start": None, "end": None})
-        begin, stop = int(document.offsets[first, 0]), int(document.offsets[last, 1])
-        answer = document.text[begin:stop]
-        return Output({"answer": answer, "score": score, "start": begin, "end": stop})
+        answers = [
+            self._answer(document, score, first, last)
+            for (first, last), score in sorted(scores.items(), key=lambda each: (-each[1], each[0]))
+        ]
+        if self.options.no_answer or not answers:
+            none = {"answer": None, "score": nothing, "start": None, "end": None}
+            place = sum(each["score"] >= nothing for each in answers)
+            answers.insert(place, none)
+        answers = answers[: self.options.top_k]
+        return Output(answers[0] | ({"answers": answers} if self.options.top_k > 1 else {}))
+
+    def _answer(self, document: Document, score: float, first: int, last: int) -> dict[str, Any]:
+        assert document.text is not None
+        assert document.offsets is not None
+        begin, end = int(document.offsets[first, 0]), int(document.offsets[last, 1])
+        return {"answer": document.text[begin:end], "score": score, "start": begin, "end": end}
 
     def predictions(self, rows: pa.Table) -> list[Any]:
         """Return the answers; a good row without one has an empty text, unlike a failed row."""
@@ -115,10 +134,10 @@ class Answer(EncodingTask):
         return score_answers(predictions, references)
 
 
-def best_span(
-    start_logits: np.ndarray, end_logits: np.ndarray, window: Window, max_tokens: int
-) -> tuple[tuple[float, int, int], float]:
-    """Return (score, first token, last token) of a window's best span, and no answer's score.
+def best_spans(
+    start_logits: np.ndarray, end_logits: np.ndarray, window: Window, max_tokens: int, count: int
+) -> tuple[list[tuple[float, int, int]], float]:
+    """Return (score, first token, last token) of a window's best spans, and no answer's score.
 
     Tokens are counted in the document; both ends belong to the span.
     Shapes: start_logits, end_logits [N].
@@ -127,12 +146,14 @@ def best_span(
     starts = softmax(np.concatenate([start_logits[:1], start_logits[own]]))
     ends = softmax(np.concatenate([end_logits[:1], end_logits[own]]))
     nothing = float(starts[0] * ends[0])
-    best = (0.0, window.start, window.start)
     starts, ends = starts[1:], ends[1:]
-    # A span length at a time: no [N, N] matrix, and shorter ones come first.
+    found: list[tuple[float, int, int]] = []
+    # A span length at a time: no [N, N] matrix.
     for extra in range(min(max_tokens, window.size)):
         scores = starts[: window.size - extra] * ends[extra:]
-        first = int(scores.argmax())
-        found = (float(scores[first]), window.start + first, window.start + first + extra)
-        best = max(best, found, key=lambda span: (span[0], -span[1], -span[2]))
-    return best, nothing
+        best = [scores.argmax()] if count == 1 else np.argsort(-scores, kind="stable")[:count]
+        for place in map(int, best):
+            first = window.start + place
+            found.append((float(scores[place]), first, first + extra))
+    found.sort(key=lambda span: (-span[0], span[1], span[2]))
+    return found[:count], nothing

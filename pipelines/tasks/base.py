@@ -65,8 +65,10 @@ class TaskOptions(BaseModel):
     max_source_tokens: Annotated[int, Field(ge=3)] | None = Field(
         None, description="Special tokens included. Default: the model's positions."
     )
-    on_long: Literal["truncate", "error", "windows"] = Field(
-        "truncate", description="What to do with longer documents."
+    on_long: Literal["truncate", "truncate_left", "error", "windows"] = Field(
+        "truncate",
+        description="What to do with longer documents. truncate keeps the beginning, "
+        "truncate_left the end.",
     )
     window_tokens: Annotated[int, Field(ge=3)] | None = Field(
         None, description="Tokens of a window. Default: --max-source-tokens."
@@ -114,6 +116,22 @@ class Output:
 # Requests of a document go out, their results come in, in their order; at last its output. A result
 # with an error ends the process: the error is the document's.
 Process = Generator[list[Any], list[Any], Output]
+
+
+def advance(process: Process, results: list[Any] | None) -> Output | list[Any]:
+    """Return what a document asks next, or its output; an error of any window is the document's.
+
+    results: of what it asked before; None at first.
+    """
+    failed = next((each.error for each in results or () if each.error is not None), None)
+    if failed is not None:
+        process.close()
+        return Output({}, error=failed)
+    try:
+        return process.send(results)  # type: ignore[arg-type]
+    except StopIteration as end:
+        output: Output = end.value
+        return output
 
 
 @dataclass(frozen=True)

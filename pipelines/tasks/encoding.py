@@ -143,10 +143,12 @@ def mean_by_tokens(values: Sequence[np.ndarray], windows: Sequence[Window]) -> n
 def owners(windows: Sequence[Window], num_tokens: int) -> np.ndarray:
     """[num_tokens] the window in which each token has the most context; the first of equals.
 
+    -1 where a token is in no window.
+
     A token's context reaches to the nearer edge of the window; an edge of the document is none.
     """
     best = np.full(num_tokens, -1.0)
-    owner = np.zeros(num_tokens, np.int64)
+    owner = np.full(num_tokens, -1, np.int64)
     for number, window in enumerate(windows):
         place = np.arange(window.size, dtype=np.float64)
         left = place if window.start else np.full(window.size, np.inf)
@@ -163,7 +165,7 @@ def owners(windows: Sequence[Window], num_tokens: int) -> np.ndarray:
 def token_values(document: Document, values: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
     """[num_tokens, C] the value of each token of a document from the window it belongs to.
 
-    values: [N, C] a window.
+    values: [N, C] a window. A token that is in no window has zeros.
     """
     owner = owners(document.windows, num_tokens)
     out = np.zeros((num_tokens, *values[0].shape[1:]), values[0].dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 class FillOptions(EncodingOptions):
     top_k: Count = Field(5, description="Tokens for every mask, likeliest first.")
+    targets: tuple[str, ...] = Field(
+        (), description="Choose among these only, each a single token; a space before it counts."
+    )
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,31 @@ class Fill(EncodingTask):
     """The likeliest tokens of every mask, in the order of the masks.
 
     A mask is answered from the window in which it has the most context.
+    target_ids: the tokens to choose among; empty for all.
     """
 
     options: FillOptions
+    target_ids: tuple[int, ...]
 
     name = "fill"
     options_class = FillOptions
     models: ClassVar = {"longformer": "LongformerForMaskedLM"}
     default_stride = 0.25
 
+    @classmethod
+    def _resolve(cls, options: Any, directory: Path) -> dict[str, Any]:
+        targets = target_ids(tokenizer_of(options.model), options.targets)
+        return super()._resolve(options, directory) | {"target_ids": targets}
+
     @property
     def columns(self) -> pa.Schema:
-        fill = pa.struct([pa.field("token", pa.string()), pa.field("score", pa.float64())])
+        fill = pa.struct(
+            [
+                pa.field("token", pa.string()),
+                pa.field("token_id", pa.int32()),
+                pa.field("score", pa.float64()),
+            ]
+        )
         return pa.schema([pa.field("fills", pa.list_(pa.list_(fill)))])
 
     def frames(self, block: pa.Table) -> list[list[Frame]]:
@@ -67,8 +84,12 @@ class Fill(EncodingTask):
 
     def _fills(self, tokenizer: Any, scores: np.ndarray) -> list[dict[str, Any]]:
         """scores: [V]."""
-        best = np.argsort(-scores, kind="stable")[: self.options.top_k]
-        return [{"token": tokenizer.decode([int(i)]), "score": float(scores[i])} for i in best]
+        ids = np.array(self.target_ids) if self.target_ids else np.arange(len(scores))
+        best = ids[np.argsort(-scores[ids], kind="stable")[: self.options.top_k]]
+        return [
+            {"token": tokenizer.decode([int(i)]), "token_id": int(i), "score": float(scores[i])}
+            for i in best
+        ]
 
     def predictions(self, rows: pa.Table) -> list[Any]:
         """Return the likeliest tokens of every mask, without the spaces around them.
@@ -106,3 +127,15 @@ class Fill(EncodingTask):
             names = own[0] if own else {}
             per_row.append({name: float(np.mean([s[name] for s in own])) for name in names})
         return Scores(scores.summary, per_row, sum(row is None for row in predictions))
+
+
+def target_ids(tokenizer: Any, targets: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of tokens to choose among.
+
+    Raises: Refused for a text that is several tokens, or none.
+    """
+    encoded = [tokenizer.encode(target, add_special_tokens=False) for target in targets]
+    wrong = [repr(t) for t, ids in zip(targets, encoded, strict=True) if len(ids) != 1]
+    if wrong:
+        raise Refused(f"targets {', '.join(wrong)}: each must be a single token of the vocabulary")
+    return tuple(ids[0] for ids in encoded)

@@ -218,7 +218,9 @@ def cut(task: "Task", ids: np.ndarray, frames: Sequence[Frame]) -> tuple[list[Wi
             f"of {name} {limit} for it; raise the limit"
         )
         return [], row_error("tokenize", "TooLong", message)
-    pieces = list(spans(len(ids), room, stride)) if by_windows else [(0, min(len(ids), room))]
+    size = min(len(ids), room)
+    first = len(ids) - size if task.options.on_long == "truncate_left" else 0
+    pieces = list(spans(len(ids), room, stride)) if by_windows else [(first, size)]
     return [Window.of(ids, frame, *piece) for piece in pieces for frame in frames], None
 
 
@@ -270,7 +272,10 @@ class _Rows:
         self.lengths[row] = len(ids) + max(frame.num_tokens for frame in frames)
         self.windows[row], self.errors[row] = cut(task, ids, frames)
         if self.errors[row] is None:
-            seen = max(window.start + window.size for window in self.windows[row])
+            # Windows leave nothing out between them.
+            seen = max(window.start + window.size for window in self.windows[row]) - min(
+                window.start for window in self.windows[row]
+            )
             self.coverage[row] = seen / len(ids) if len(ids) else 1.0
             self.offsets[row] = offsets
 

@@ -80,13 +80,15 @@ class Tag(EncodingTask):
         assert document.offsets is not None
         logits = [result.logits.numpy() for result in results]
         scores = softmax(token_values(document, logits, len(document.offsets)))
+        # A document that was cut has tokens that no window holds.
+        seen = slice(document.windows[0].start, max(w.start + w.size for w in document.windows))
         pieces = [
             _Piece(int(begin), int(end), each)
-            for (begin, end), each in zip(document.offsets, scores, strict=True)
+            for (begin, end), each in zip(document.offsets[seen], scores[seen], strict=True)
         ]
         if self.options.aggregation not in ("none", "simple"):
             goes_on = self._continues(document, document.text)
-            words = _words(pieces, goes_on)
+            words = _words(pieces, goes_on[seen])
             pieces = [_joined(word, self.options.aggregation) for word in words]
         entities = [self._entity(group, document.text) for group in self._groups(pieces)]
         return Output({"entities": [each for each in entities if each["label"] != _OUTSIDE]})

@@ -19,7 +19,9 @@ TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")
 LABELS = ("red", "green", "blue")
 LIMIT = 256  # tokens that a model reads at once here
 _SCORED = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float64())]))
-_FILL = pa.list_(pa.struct([("token", pa.string()), ("score", pa.float64())]))
+_FILL = pa.list_(
+    pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float64())])
+)
 _ENTITY = pa.struct(
     [
         ("label", pa.string()),

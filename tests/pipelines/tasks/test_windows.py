@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longformer_core.encoding.request import Encoding
-from pipelines.tasks.answer import Answer, AnswerOptions, best_span
+from pipelines.tasks.answer import Answer, AnswerOptions, best_spans
 from pipelines.tasks.base import Document, Output, Task
 from pipelines.tasks.classify import Classify, ClassifyOptions
 from pipelines.tasks.embed import Embed, EmbedOptions
@@ -97,7 +97,7 @@ def test_the_best_span_of_a_window(
     start, end = draw.normal(size=(2, length)) * 3
     if ties:
         start, end = start.round(), end.round()
-    (score, first, last), nothing = best_span(start, end, window, longest)
+    [(score, first, last)], nothing = best_spans(start, end, window, longest, 1)
     keep = [0, *range(window.first, window.first + window.size)]
     p, q = softmax(start[keep]), softmax(end[keep])
     assert nothing == pytest.approx(p[0] * q[0])
