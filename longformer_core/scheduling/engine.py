@@ -62,6 +62,8 @@ class DocumentEngine(abc.ABC, Generic[R, O]):
         self._thread: threading.Thread | None = None
         self._is_stopping = False
         self._watchers: list[Callable[[], None]] = []
+        # When something was computed last (time.monotonic); for who looks whether anything moves.
+        self.moved_at = time.monotonic()
         # Those that loaded the model.
         end_idle_threads()
 
@@ -99,6 +101,7 @@ class DocumentEngine(abc.ABC, Generic[R, O]):
         deadline_s: float | None = None,
         *,
         on_event: Callable[[Tokens | O], None] | None = None,
+        on_end: Callable[[O], None] | None = None,
     ) -> Handle[R, O]:
         """Compute a document as soon as there is room; return at once. Any thread may call this.
 
@@ -106,11 +109,12 @@ class DocumentEngine(abc.ABC, Generic[R, O]):
         on_event: called with what `Handle.events` yields, by the engine's thread, which waits for
             it; what is wrong with the request itself comes at once, by the caller's. In asyncio:
             `lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)`.
+        on_end: the same for the outcome alone, which costs nothing for every token.
         Raises: ConfigError for options that the model does not have. What else is wrong with the
             request is in the outcome.
         """
         self._check_options([request])
-        handle = Handle[R, O](request, deadline_s, on_event=on_event)
+        handle = Handle[R, O](request, deadline_s, on_event=on_event, on_end=on_end)
         self._take([handle])
         return handle
 
@@ -289,6 +293,7 @@ class DocumentEngine(abc.ABC, Generic[R, O]):
 
     def _tick(self) -> None:
         """Tell those who follow a run that something was computed."""
+        self.moved_at = time.monotonic()
         for watcher in list(self._watchers):
             watcher()
 

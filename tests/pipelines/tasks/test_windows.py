@@ -4,19 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longformer_core.encoding.request import Encoding
+from pipelines.errors import Refused
 from pipelines.tasks.answer import Answer, AnswerOptions, best_spans
 from pipelines.tasks.base import Document, Output, Task
 from pipelines.tasks.classify import Classify, ClassifyOptions
 from pipelines.tasks.embed import Embed, EmbedOptions
 from pipelines.tasks.encoding import mean_by_tokens, owners, softmax, token_values
-from pipelines.tasks.preparation import Frame, Window, spans
+from pipelines.tasks.fill import Fill, FillOptions
+from pipelines.tasks.preparation import Frame, Window, documents_of, spans
 from pipelines.tasks.tag import Tag, TagOptions
+from tests.helpers import corpus_texts
 from tests.pipelines.tasks.heads import answers, make_head
 from tests.pipelines.tasks.test_heads_against_transformers import TAGS
 
@@ -87,9 +91,15 @@ def test_means_weigh_windows_by_their_tokens(cut: tuple[list[Window], int], seed
 
 
 @settings(max_examples=80, deadline=None)
-@given(cut=cuts(), seed=st.integers(0, 999), longest=st.integers(1, 8), ties=st.booleans())
-def test_the_best_span_of_a_window(
-    cut: tuple[list[Window], int], seed: int, longest: int, ties: bool
+@given(
+    cut=cuts(),
+    seed=st.integers(0, 999),
+    longest=st.integers(1, 8),
+    count=st.integers(1, 4),
+    ties=st.booleans(),
+)
+def test_the_best_spans_of_a_window(
+    cut: tuple[list[Window], int], seed: int, longest: int, count: int, ties: bool
 ) -> None:
     window = cut[0][seed % len(cut[0])]
     draw = np.random.default_rng(seed)
@@ -97,7 +107,7 @@ def test_the_best_span_of_a_window(
     start, end = draw.normal(size=(2, length)) * 3
     if ties:
         start, end = start.round(), end.round()
-    [(score, first, last)], nothing = best_spans(start, end, window, longest, 1)
+    found, nothing = best_spans(start, end, window, longest, count)
     keep = [0, *range(window.first, window.first + window.size)]
     p, q = softmax(start[keep]), softmax(end[keep])
     assert nothing == pytest.approx(p[0] * q[0])
@@ -106,7 +116,7 @@ def test_the_best_span_of_a_window(
         for i in range(window.size)
         for j in range(i, min(window.size, i + longest))
     ]
-    assert (-score, first, last) == min(every)
+    assert [(-score, first, last) for score, first, last in found] == sorted(every)[:count]
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +261,49 @@ def token_places(document: Document, text: str, word: str) -> list[int]:
         for token, (start, end) in enumerate(document.offsets)
         if begin <= start and end <= begin + len(word) and start < end
     ]
+
+
+@pytest.mark.parametrize(("on_long", "is_end"), [("truncate", False), ("truncate_left", True)])
+def test_a_cut_document_is_tagged_as_what_is_left_of_it(
+    heads: dict[str, Path], on_long: str, is_end: bool
+) -> None:
+    model = str(heads["LongformerForTokenClassification"])
+    (text,) = corpus_texts(1, 300)
+    for aggregation in ("simple", "first"):
+        options: dict[str, Any] = {"model": model, "aggregation": aggregation}
+        cut = TagOptions(**options, on_long=on_long, max_source_tokens=40)
+        task = Tag.from_options(cut, device="cpu")
+        block = task.prepare(pa.table({"__text": pa.array([text], pa.large_string())}))
+        (document,) = documents_of(block, ["a"], [0])
+        (window,) = document.windows
+        assert window.size == 38
+        assert document.offsets is not None
+        own = document.offsets[window.start : window.start + window.size]
+        begin, end = (int(own[0, 0]), int(own[-1, 1]))
+        # The space before a word is part of its token.
+        begin -= is_end and text[begin - 1] == " "
+        (found,) = answers(task, text=[text])
+        (left,) = answers(
+            Tag.from_options(TagOptions(**options), device="cpu"), text=[text[begin:end]]
+        )
+        assert found["entities"]
+        assert [(e["text"], e["start"], e["label"]) for e in found["entities"]] == [
+            (e["text"], e["start"] + begin, e["label"]) for e in left["entities"]
+        ]
+        assert found["coverage"] == 38 / len(document.offsets)
+
+
+def test_fill_among_targets(tmp_path: Path) -> None:
+    make_head(tmp_path, "LongformerForMaskedLM")
+    texts = ["The <mask> of a <mask>."]
+    every = Fill.from_options(FillOptions(model=str(tmp_path), top_k=50_000), device="cpu")
+    targets = (" the", " of", "ing")
+    some = Fill.from_options(FillOptions(model=str(tmp_path), targets=targets), device="cpu")
+    (all_of,), (few,) = answers(every, text=texts), answers(some, text=texts)
+    for mine, theirs in zip(few["fills"], all_of["fills"], strict=True):
+        assert mine == [each for each in theirs if each["token"] in targets]
+        assert len(mine) == 3
+    with pytest.raises(Refused, match="unheard of"):
+        Fill.from_options(
+            FillOptions(model=str(tmp_path), targets=(" the", "unheard of")), device="cpu"
+        )

@@ -1,0 +1,193 @@
+"""What stands around every route: request ids, keys, limits of bodies, disconnects, errors.
+
+A plain ASGI middleware: it reads the whole body within its limits before anything else looks at it,
+and cancels the work of a client that left.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from pipelines.serve.errors import ApiError
+from pipelines.serve.options import ServeOptions
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Answered without a key: who asks whether we live has none.
+OPEN_PATHS = ("/health/live", "/health/ready")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Keys(Protocol):
+    """Who may come in."""
+
+    def name_of(self, key: str) -> str | None:
+        """Return under which name a key is known in logs; None for one that is not known."""
+        ...
+
+
+class Guard:
+    """See the module. `keys` None lets everybody in."""
+
+    def __init__(self, app: App, *, options: ServeOptions, keys: Keys | None = None) -> None:
+        self._app, self._options, self._keys = app, options, keys
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {k.lower().decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        began = time.monotonic()
+        self._num_requests += 1
+        try:
+            try:
+                self._check(scope, headers, state)
+                body = await self._read(headers, receive)
+                await self._run(scope, body, receive, answer)
+            except ApiError as error:
+                await answer.error(error)
+            except Exception as error:
+                # The text of an exception may hold a document.
+                logger.error("request %s failed: %s", request_id, type(error).__name__)
+                logger.debug("request %s", request_id, exc_info=error)
+                await answer.error(ApiError("internal", "something went wrong here"))
+        finally:
+            self._num_requests -= 1
+            logger.info(
+                "%s %s %s %d %.0f ms key=%s",
+                request_id,
+                scope["method"],
+                _printable(scope["path"]),
+                answer.status,
+                1000 * (time.monotonic() - began),
+                state.get("key", "-"),
+            )
+
+    def _check(self, scope: Scope, headers: dict[str, str], state: dict[str, Any]) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path in OPEN_PATHS:
+            return
+        if self._keys is not None:
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            name = self._keys.name_of(key.strip()) if kind.lower() == "bearer" else None
+            if name is None:
+                raise ApiError("unauthorized", "send a key: Authorization: Bearer KEY")
+            state["key"] = name
+        if self._num_requests > self._options.max_requests:
+            raise ApiError(
+                "overloaded", f"{self._options.max_requests} requests are answered already", 1.0
+            )
+
+    async def _read(self, headers: dict[str, str], receive: Receive) -> bytes:
+        limit = self._options.max_body_bytes
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError("unsupported_encoding", "content-encoding: send the body as it is")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise _too_large(limit)
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(self._options.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError("malformed", "the connection closed before the body's end")
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > limit:
+                        raise _too_large(limit)
+                    if not message.get("more_body"):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise ApiError(
+                "slow_body", f"the body did not arrive within {self._options.body_timeout_s:g} s"
+            ) from None
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: "_Answer") -> None:
+        """Let the routes answer; cancel them when the client leaves."""
+        left = asyncio.Event()
+        is_read = False
+
+        async def replay() -> Message:
+            nonlocal is_read
+            if not is_read:
+                is_read = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        work = asyncio.ensure_future(self._app(scope, replay, answer))
+        watcher = asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for each in (work, watcher):
+                each.cancel()
+            await asyncio.gather(work, watcher, return_exceptions=True)
+
+
+class _Answer:
+    """Sends an answer with its request id; an error only where nothing was sent before."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
+        self.status = 499  # the client left
+        self._has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_begun, self.status = True, message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def error(self, error: ApiError) -> None:
+        if self._has_begun:
+            return
+        body = json.dumps(error.body(self._request_id)).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **error.headers(),
+        }
+        await self(
+            {
+                "type": "http.response.start",
+                "status": error.status,
+                "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+            }
+        )
+        await self({"type": "http.response.body", "body": body})
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError("too_large", f"the body is larger than {limit} bytes; send less at once")
+
+
+def _printable(path: str) -> str:
+    return path.encode("ascii", "backslashreplace").decode()[:200]
