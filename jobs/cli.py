@@ -14,6 +14,7 @@ from jobs.evaluate import evaluate
 from jobs.fill import fill
 from jobs.options import run
 from jobs.retry import retry
+from jobs.serve import serve
 from jobs.summarize import summarize
 from jobs.tag import tag
 
@@ -35,6 +36,7 @@ for command in (
     evaluate,
     retry,
     convert,
+    serve,
     demo,
 ):
     longhaul.add_command(command)

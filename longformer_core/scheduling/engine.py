@@ -247,7 +247,11 @@ class DocumentEngine(abc.ABC, Generic[R, O]):
 
     def _next_pack(self) -> list[Handle[R, O]]:
         with self._lock:
-            return self._scheduler.next_pack()
+            pack = self._scheduler.next_pack()
+        now = time.monotonic()
+        for handle in pack:
+            handle.began_at = handle.began_at or now
+        return pack
 
     def _finish(self, handle: Handle[R, O], outcome: O) -> None:
         with self._lock:

@@ -69,6 +69,8 @@ class Handle(Generic[R, O]):
         self.deadline_s = deadline_s
         self.deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self.is_cancelled = False
+        # When it was begun first (time.monotonic).
+        self.began_at: float | None = None
         self.on_cancel: Callable[[], None] | None = None
         self.is_streamed = on_event is not None
         self._on_event, self._on_end = on_event, on_end

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Truncate = Literal["error", "left", "right", "window"]
+from pipelines.serve.options import Truncate
+
 # Blank is empty.
 Text = Annotated[str, Field(pattern=r"\S")]
 

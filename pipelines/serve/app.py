@@ -1,7 +1,7 @@
 """The API: a plain FastAPI application over a service. It runs with Ray Serve and without.
 
 >>> host = EngineHost(task, device="cpu", max_queued_tokens=100_000)
->>> app = make_app(Service(task, host, ServeOptions()))
+>>> app = make_app(Service(task, host, ServeOptions(model="led")))
 >>> uvicorn.run(app, host="127.0.0.1")
 """
 
@@ -10,11 +10,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -28,13 +28,21 @@ from pipelines.serve.shapes import SHAPES, Ask, Shape
 from pipelines.serve.streams import TextStream, event
 from pipelines.tasks.preparation import tokenizer_of
 
+if TYPE_CHECKING:
+    from pipelines.serve.exposition import Exposition
+
 logger = logging.getLogger(__name__)
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
-def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
-    """Return the API of a service; `keys` None lets everybody in."""
+def make_app(
+    service: Service, keys: Keys | None = None, exposition: "Exposition | None" = None
+) -> FastAPI:
+    """Return the API of a service.
+
+    keys: None lets everybody in. exposition: what /metrics says; None: there is no such route.
+    """
     task = service.task
     app = FastAPI(
         title=f"Longhaul: {service.name}",
@@ -52,7 +60,13 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
     if task.name == "embed":
         _add_embeddings(app, service)
     _add_information(app, service)
-    app.add_middleware(Guard, options=service.options, keys=keys)
+    if exposition is not None:
+
+        @app.get("/metrics", response_class=PlainTextResponse)
+        async def metrics() -> str:
+            return await exposition.text()
+
+    app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics)
     if service.options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -232,6 +246,7 @@ def _add_errors(app: FastAPI) -> None:
     """Every error has one shape, and none repeats what was sent."""
 
     def answer(request: Request, error: ApiError) -> Response:
+        request.state.error = error.kind
         return JSONResponse(
             error.body(request.state.request_id), error.status, headers=error.headers()
         )

@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from longformer_core.errors import LongformerError
@@ -17,6 +16,9 @@ from longformer_core.scheduling.handle import Tokens
 from pipelines.serve.backend import Event, Overloaded, Progress, Reply, num_tokens
 from pipelines.tasks.base import Document, Output, Task, advance
 from pipelines.tasks.preparation import documents_of
+
+if TYPE_CHECKING:
+    from pipelines.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class EngineHost:
         num_threads: int | None = None,
         memory_share: float = 0.8,
         on_sticky_error: Callable[[], None] | None = None,
+        metrics: "Metrics | None" = None,
     ) -> None:
         """Load the model.
 
@@ -67,6 +70,7 @@ class EngineHost:
         self.speed = Speed()
         self._busy_since = time.monotonic()
         self._on_sticky_error = on_sticky_error
+        self._metrics = metrics
         # Merging a long document's windows is work for a thread, the loop has others to serve.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="longhaul-merge")
 
@@ -126,6 +130,8 @@ class EngineHost:
         tokens = num_tokens(document)
         refusal = self._refusal(tokens, deadline_s)
         if refusal is not None:
+            if self._metrics is not None:
+                self._metrics.count("rejected")
             yield refusal
             return
         with self._admitted(tokens):
@@ -202,6 +208,7 @@ class EngineHost:
         def listen(number: int) -> Callable[[Any], None]:
             return lambda event: _post(loop, inbox, number, event)
 
+        began = time.monotonic()
         has_tokens = is_streamed and len(requests) == 1
         name = "on_event" if has_tokens else "on_end"
         handles: list[Any] = []
@@ -235,6 +242,10 @@ class EngineHost:
             for handle in handles:
                 if not handle.is_done:
                     handle.cancel()
+                if self._metrics is not None and handle.began_at is not None:
+                    waited_s = handle.began_at - began
+                    self._metrics.observe("queue_time", waited_s)
+                    self._metrics.count("queue_seconds", waited_s)
 
     def _look_at(self, error: Exception | None) -> None:
         """Give up where an error is the process's and not the document's."""
@@ -277,7 +288,7 @@ class Speed:
         now = time.monotonic()
         passed, self._last = now - self._last, now
         if is_busy:
-            kept = float(np.exp(-passed / _MEMORY_S))
+            kept = math.exp(-passed / _MEMORY_S)
             self._tokens *= kept
             self._seconds = self._seconds * kept + passed
         self._tokens += tokens

@@ -78,7 +78,7 @@ class KeyFile:
             if not _DIGEST.fullmatch(digest):
                 raise Refused(
                     f"--keys-file {self._path}: line {number} begins with no sha256; write "
-                    "`longhaul serve --hash-key` there"
+                    "the line of `longhaul serve --new-key` there"
                 )
             found.append((digest, name.strip() or digest[:8]))
         if not found:

@@ -11,10 +11,13 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.serve.errors import ApiError
 from pipelines.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from pipelines.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,15 @@ class Keys(Protocol):
 class Guard:
     """See the module. `keys` None lets everybody in."""
 
-    def __init__(self, app: App, *, options: ServeOptions, keys: Keys | None = None) -> None:
-        self._app, self._options, self._keys = app, options, keys
+    def __init__(
+        self,
+        app: App,
+        *,
+        options: ServeOptions,
+        keys: Keys | None = None,
+        metrics: "Metrics | None" = None,
+    ) -> None:
+        self._app, self._options, self._keys, self._metrics = app, options, keys, metrics
         self._num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +72,7 @@ class Guard:
                 body = await self._read(headers, receive)
                 await self._run(scope, body, receive, answer)
             except ApiError as error:
+                state["error"] = error.kind
                 await answer.error(error)
             except Exception as error:
                 # The text of an exception may hold a document.
@@ -70,15 +81,25 @@ class Guard:
                 await answer.error(ApiError("internal", "something went wrong here"))
         finally:
             self._num_requests -= 1
-            logger.info(
-                "%s %s %s %d %.0f ms key=%s",
-                request_id,
-                scope["method"],
-                _printable(scope["path"]),
-                answer.status,
-                1000 * (time.monotonic() - began),
-                state.get("key", "-"),
-            )
+            self._note(scope, answer.status, time.monotonic() - began)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        logger.info(
+            "%s %s %s %d %.0f ms key=%s",
+            state["request_id"],
+            scope["method"],
+            _printable(scope["path"]),
+            status,
+            1000 * seconds,
+            state.get("key", "-"),
+        )
+        if self._metrics is not None:
+            # Paths that nobody serves are one series.
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.count("requests", route=route, status=status, type=state.get("error", ""))
+            self._metrics.count("request_seconds", seconds, route=route)
+            self._metrics.observe("latency", seconds, route=route)
 
     def _check(self, scope: Scope, headers: dict[str, str], state: dict[str, Any]) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

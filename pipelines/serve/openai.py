@@ -29,7 +29,8 @@ from pipelines.serve.api import (
 )
 from pipelines.serve.backend import Progress
 from pipelines.serve.errors import ApiError
-from pipelines.serve.service import Answer, Service, with_options
+from pipelines.serve.options import with_options
+from pipelines.serve.service import Answer, Service
 from pipelines.serve.shapes import Ask, check_dimensions, summarizer
 from pipelines.serve.streams import TextStream, event
 from pipelines.tasks.preparation import tokenizer_of

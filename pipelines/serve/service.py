@@ -7,26 +7,22 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from longformer_core.scheduling.handle import Tokens
-from pipelines.serve.api import Truncate, Usage
+from pipelines.serve.api import Usage
 from pipelines.serve.backend import Backend, Event, Overloaded, Progress, Reply, WorkerDied
 from pipelines.serve.errors import ApiError, of_document, of_row
-from pipelines.serve.options import ServeOptions
+from pipelines.serve.options import ServeOptions, with_options
 from pipelines.tasks.base import Document, Task
 from pipelines.tasks.preparation import documents_of
 
+if TYPE_CHECKING:
+    from pipelines.serve.metrics import Metrics
+
 T = TypeVar("T", bound=Task)
-_ON_LONG = {
-    "error": "error",
-    "left": "truncate_left",
-    "right": "truncate",
-    "window": "windows",
-}
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,16 @@ class Service:
     >>> (answer,) = await service.answer(task, [{"text": "A long document."}], timeout_s=10)
     """
 
-    def __init__(self, task: Task, backend: Backend, options: ServeOptions) -> None:
+    def __init__(
+        self,
+        task: Task,
+        backend: Backend,
+        options: ServeOptions,
+        metrics: "Metrics | None" = None,
+    ) -> None:
         self.task, self.backend, self.options = task, backend, options
-        self.name = options.name or Path(task.options.model.rstrip("/")).name
+        self.name = options.public_name
+        self.metrics = metrics
         # Tokenizing a book takes longer than others should wait for the loop.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="longhaul-prepare")
 
@@ -73,7 +76,7 @@ class Service:
                 prepared = await self._prepare(task, rows)
                 left_s = limit_s - (time.monotonic() - began)
                 tasks = [group.create_task(self._one(task, each, left_s)) for each in prepared]
-        return [each.result() for each in tasks]
+        return [self._counted(each.result()) for each in tasks]
 
     async def stream(
         self, task: Task, row: Mapping[str, Any], timeout_s: float | None = None
@@ -86,7 +89,7 @@ class Service:
         began = time.monotonic()
         (prepared,) = await self._prepare(task, [row])
         left_s = limit_s - (time.monotonic() - began)
-        events = self.backend.stream(task, prepared.document, left_s)
+        events, is_first = self.backend.stream(task, prepared.document, left_s), True
         # An asyncio.timeout around a yield would be left in another task: each step has its own.
         async with contextlib.aclosing(events):
             while True:
@@ -95,11 +98,13 @@ class Service:
                         asyncio.get_running_loop().time() + began + limit_s - time.monotonic()
                     ):
                         event: Event = await anext(events)
-                if isinstance(event, Tokens | Progress):
-                    yield event
-                else:
-                    yield _answer(prepared, event)
+                if not isinstance(event, Tokens | Progress):
+                    yield self._counted(_answer(prepared, event))
                     return
+                if isinstance(event, Tokens) and is_first and self.metrics is not None:
+                    self.metrics.observe("first_token", time.monotonic() - began)
+                is_first = is_first and not isinstance(event, Tokens)
+                yield event
 
     async def _one(self, task: Task, prepared: Prepared, left_s: float) -> Answer:
         return _answer(prepared, await self.backend.answer(task, prepared.document, left_s))
@@ -117,8 +122,15 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, prepare, task, rows)
 
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def _counted(self, answer: Answer) -> Answer:
+        if self.metrics is not None:
+            usage = answer.usage
+            self.metrics.count("documents")
+            self.metrics.count("tokens_in", usage.tokens_in)
+            self.metrics.count("tokens_out", usage.tokens_out or 0)
+            self.metrics.count("windows", usage.windows)
+            self.metrics.count("truncated", int(usage.truncated))
+        return answer
 
 
 def prepare(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[Prepared]:
@@ -150,14 +162,6 @@ def prepare(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[Prepared]:
         )
         for document, count in zip(documents, counts, strict=True)
     ]
-
-
-def with_options(task: T, truncate: Truncate | None = None, **options: Any) -> T:
-    """Return a task with other options; those that are None stay as they are."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if truncate is not None:
-        given["on_long"] = _ON_LONG[truncate]
-    return dataclasses.replace(task, options=task.options.model_copy(update=given))
 
 
 def with_windows(task: T, window_tokens: int | None, stride_tokens: int | None) -> T:

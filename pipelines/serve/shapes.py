@@ -5,6 +5,7 @@ A new task needs an entry in `SHAPES`; routes, limits, errors and usage come by 
 
 import dataclasses
 import functools
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from longformer_core.hub import resolve
 from pipelines.errors import Refused
 from pipelines.serve import api
 from pipelines.serve.errors import ApiError
-from pipelines.serve.service import Answer, with_options, with_windows
+from pipelines.serve.options import Truncate, with_options
+from pipelines.serve.service import Answer, with_windows
 from pipelines.tasks.answer import Answer as AnswerTask
 from pipelines.tasks.base import Task
 from pipelines.tasks.fill import Fill, target_ids
@@ -65,7 +67,7 @@ def ask_summary(task: Task, body: api.SummarizeRequest) -> Ask:
 
 
 def summarizer(
-    task: Task, truncate: api.Truncate | None, decoding: dict[str, Any], **quoting: Any
+    task: Task, truncate: Truncate | None, decoding: dict[str, Any], **quoting: Any
 ) -> Task:
     """Return the task with other decoding, or other sentences quoted. Raises: ApiError."""
     given = [name for name, value in quoting.items() if value is not None]
@@ -83,6 +85,9 @@ def summarizer(
         generation.check(_config_of(task.model))
     except LongformerError as error:
         raise ApiError("invalid", str(error)) from None
+    if generation.do_sample and seed is None:
+        # Drawn here, so that a document that begins again elsewhere says the same.
+        seed = secrets.randbits(62)
     task = dataclasses.replace(task, generation=generation)
     return with_options(task, truncate, seed=seed)
 

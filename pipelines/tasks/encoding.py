@@ -175,6 +175,15 @@ def token_values(document: Document, values: Sequence[np.ndarray], num_tokens: i
     return out
 
 
+def task_of(directory: Path) -> str | None:
+    """Return the task that a model directory's class is made for; None where it does not say."""
+    values, _ = _read_config(directory)
+    given = _architecture(values)
+    if given in ("LongformerModel", "LEDModel"):
+        return "embed"
+    return _TASK_OF_CLASS.get(str(given))
+
+
 def _read_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))

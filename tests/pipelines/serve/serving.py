@@ -39,7 +39,7 @@ def serving(
 ) -> Iterator[Server]:
     """Serve a task on a free port of 127.0.0.1 for this block."""
     host = EngineHost(task, device="cpu", max_queued_tokens=max_queued_tokens)
-    app = make_app(Service(task, host, ServeOptions(**options)), keys)
+    app = make_app(Service(task, host, ServeOptions(model=task.options.model, **options)), keys)
     with on_loopback(app) as url:
         yield Server(task, host, url)
 
