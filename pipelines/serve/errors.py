@@ -12,10 +12,10 @@
 | 413  | too_large                         | too many bytes or items                              |
 | 415  | unsupported_encoding              | a compressed body                                    |
 | 422  | invalid, too_long, empty, no_mask | a field, its value, the limit and what to do         |
-| 424  | inference, worker_died            | the model failed on this document                    |
+| 424  | inference                         | the model failed on this document                    |
 | 429  | overloaded                        | too much waits; Retry-After says when to come back   |
 | 500  | internal                          | our mistake; the log has it, the answer does not     |
-| 503  | not_ready                         | no replica yet, or the server ends                   |
+| 503  | not_ready, worker_died            | no replica yet, or they died while they computed it  |
 | 504  | deadline                          | the request's own deadline passed                    |
 """
 
@@ -46,10 +46,10 @@ STATUS = {
     "empty": 422,
     "no_mask": 422,
     "inference": 424,
-    "worker_died": 424,
     "overloaded": 429,
     "internal": 500,
     "not_ready": 503,
+    "worker_died": 503,
     "deadline": 504,
 }
 # An error of a prepared row (`pipelines.rows.ERROR_TYPES`) as a type of ours.
