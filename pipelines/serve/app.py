@@ -5,16 +5,24 @@
 >>> uvicorn.run(app, host="127.0.0.1")
 """
 
+import base64
+import hashlib
 import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    StreamingResponse,
+)
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -167,6 +175,13 @@ def _add_information(app: FastAPI, service: Service) -> None:
             "max_queued_tokens": options.queued_tokens(task.max_source_tokens),
         }
 
+    page = (Path(__file__).parent / "playground.html").read_text(encoding="utf-8")
+    policy = _policy_of(page)
+
+    @app.get("/playground", response_class=HTMLResponse)
+    async def playground() -> Response:
+        return HTMLResponse(page, headers={"content-security-policy": policy})
+
     @app.get("/health/live", response_model=api.Health)
     async def live() -> Any:
         return {"status": "live"}
@@ -282,6 +297,16 @@ def _refusal(error: RequestValidationError) -> ApiError:
             message, kind = "is empty or blank", "empty"
         said.append(f"{place}: {message}")
     return ApiError(kind, "; ".join(said))
+
+
+def _policy_of(page: str) -> str:
+    """Return what a browser lets the page do: run its own script, and ask this server."""
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def _version() -> str:

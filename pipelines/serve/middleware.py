@@ -5,6 +5,7 @@ and cancels the work of a client that left.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import re
@@ -29,6 +30,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Answered without a key: who asks whether we live has none.
 OPEN_PATHS = ("/health/live", "/health/ready")
+# What people open in a browser, which asks them for the key.
+PAGES = ("/playground", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -73,7 +76,7 @@ class Guard:
                 await self._run(scope, body, receive, answer)
             except ApiError as error:
                 state["error"] = error.kind
-                await answer.error(error)
+                await answer.error(error, is_page=scope["path"].endswith(PAGES))
             except Exception as error:
                 # The text of an exception may hold a document.
                 logger.error("request %s failed: %s", request_id, type(error).__name__)
@@ -106,8 +109,8 @@ class Guard:
         if path in OPEN_PATHS:
             return
         if self._keys is not None:
-            kind, _, key = headers.get("authorization", "").partition(" ")
-            name = self._keys.name_of(key.strip()) if kind.lower() == "bearer" else None
+            key = _key_of(headers.get("authorization", ""), scope["method"])
+            name = None if key is None else self._keys.name_of(key)
             if name is None:
                 raise ApiError("unauthorized", "send a key: Authorization: Bearer KEY")
             state["key"] = name
@@ -187,14 +190,17 @@ class _Answer:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    async def error(self, error: ApiError) -> None:
+    async def error(self, error: ApiError, *, is_page: bool = False) -> None:
         if self._has_begun:
             return
+        own = error.headers()
+        if is_page and "www-authenticate" in own:
+            own["www-authenticate"] = 'Basic realm="longhaul: any name, the key for a password"'
         body = json.dumps(error.body(self._request_id)).encode()
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
-            **error.headers(),
+            **own,
         }
         await self(
             {
@@ -204,6 +210,23 @@ class _Answer:
             }
         )
         await self({"type": "http.response.body", "body": body})
+
+
+def _key_of(authorization: str, method: str) -> str | None:
+    """Return the key that a request shows: a bearer's, or of a browser that reads pages.
+
+    A browser asks its user for a password and sends it along from then on, also where another
+    site's page makes it: so it may read, and not have documents computed.
+    """
+    kind, _, given = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return given.strip()
+    if kind.lower() == "basic" and method == "GET":
+        try:
+            return base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return None
+    return None
 
 
 def _too_large(limit: int) -> ApiError:

@@ -22,6 +22,9 @@ from pipelines.tasks.preparation import documents_of
 if TYPE_CHECKING:
     from pipelines.serve.metrics import Metrics
 
+# Of the time that a full queue takes: so long nobody is asked whether there is room again.
+_HELD_SHARE = 0.1
+
 T = TypeVar("T", bound=Task)
 
 
@@ -58,6 +61,7 @@ class Service:
         self.task, self.backend, self.options = task, backend, options
         self.name = options.public_name
         self.metrics = metrics
+        self._full_until, self._wait_s = 0.0, 0.0
         # Tokenizing a book takes longer than others should wait for the loop.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="longhaul-prepare")
 
@@ -69,6 +73,7 @@ class Service:
         task: of this service, perhaps with other options. rows: texts by the roles of its inputs.
         Raises: ApiError.
         """
+        self._check_room()
         limit_s = self._limit_s(timeout_s)
         with _deadline(limit_s):
             async with asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
@@ -85,6 +90,7 @@ class Service:
 
         Raises: ApiError, also after something was yielded.
         """
+        self._check_room()
         limit_s = self._limit_s(timeout_s)
         began = time.monotonic()
         (prepared,) = await self._prepare(task, [row])
@@ -99,6 +105,7 @@ class Service:
                     ):
                         event: Event = await anext(events)
                 if not isinstance(event, Tokens | Progress):
+                    self._note(event)
                     yield self._counted(_answer(prepared, event))
                     return
                 if isinstance(event, Tokens) and is_first and self.metrics is not None:
@@ -107,7 +114,24 @@ class Service:
                 yield event
 
     async def _one(self, task: Task, prepared: Prepared, left_s: float) -> Answer:
-        return _answer(prepared, await self.backend.answer(task, prepared.document, left_s))
+        reply = await self.backend.answer(task, prepared.document, left_s)
+        self._note(reply)
+        return _answer(prepared, reply)
+
+    def _check_room(self) -> None:
+        """Raise ApiError while the last refusal still stands.
+
+        To refuse must cost little, or refusals are what a server is busy with: neither the text is
+        tokenized nor a replica asked until a part of what waited is done.
+        """
+        left_s = self._full_until - time.monotonic()
+        if left_s > 0:
+            raise ApiError("overloaded", "the queue is full; come back later", self._wait_s)
+
+    def _note(self, reply: Reply) -> None:
+        if isinstance(reply, Overloaded):
+            self._wait_s = reply.retry_after_s
+            self._full_until = time.monotonic() + _HELD_SHARE * reply.retry_after_s
 
     def _limit_s(self, timeout_s: float | None) -> float:
         return min(timeout_s or self.options.timeout_s, self.options.timeout_s)

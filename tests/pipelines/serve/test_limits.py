@@ -234,7 +234,13 @@ def test_every_door_asks_for_a_key(
                 assert (response.status_code == 401) != is_open, path
                 if not is_open:
                     assert error_of(response)["type"] == "unauthorized"
-                    assert response.headers["www-authenticate"] == "Bearer"
+                    assert response.headers["www-authenticate"].startswith(("Bearer", "Basic "))
+        for path in ("/playground", "/docs", "/info"):
+            basic = httpx.BasicAuth("anybody", "one")
+            assert httpx.get(server.url + path, auth=basic).status_code == 200
+        asked = httpx.get(f"{server.url}/playground").headers["www-authenticate"]
+        assert asked.startswith("Basic ")
+        assert server.post("/", {"inputs": TEXT}, auth=basic).status_code == 401
         for key in ("one", "two"):
             header = {"authorization": f"Bearer {key}"}
             assert server.post("/", {"inputs": TEXT}, headers=header).status_code == 200
