@@ -1,21 +1,25 @@
 """The README is held to the code: its commands parse, its names and tables are the real ones."""
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import click
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import start
+from starlette.routing import Route
 
 from jobs.cli import longhaul
 from jobs.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -23,7 +27,16 @@ from pipelines import rows
 from pipelines.errors import BudgetExceeded
 from pipelines.run_directory import directory as runs
 from pipelines.run_directory.schemas import State
+from pipelines.serve.api import Usage
+from pipelines.serve.app import make_app, usage_headers
+from pipelines.serve.config import write_config
+from pipelines.serve.host import EngineHost
+from pipelines.serve.options import ServeOptions, make_task
+from pipelines.serve.service import Answer, Service
+from pipelines.serve.shapes import shape_of
 from tests.helpers import corpus_texts
+from tests.pipelines.every_task import CASES
+from tests.pipelines.serve.serving import on_loopback
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +56,7 @@ def command_lines() -> Iterator[list[str]]:
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     spans = [s for s in re.findall(r"`([^`\n]+)`", PROSE) if s.startswith(("make ", "longhaul "))]
     for line in [*lines, *spans]:
-        words = shlex.split(line, comments=True)
+        words = list(itertools.takewhile(">".__ne__, shlex.split(line, comments=True)))
         if words:
             yield words
 
@@ -84,6 +97,8 @@ def parse(command: click.Command, arguments: list[str]) -> None:
 def beside_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Go where the files stand that the README's commands read."""
     (tmp_path / "job.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    config = write_config(ServeOptions(model="led", device="cpu"), "0.0.0.0", 8000)
+    (tmp_path / "serve.yaml").write_text(config, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -202,10 +217,48 @@ def test_the_first_example_runs(
     shutil.copytree(led_directory, "led")
     Path("reports").mkdir()
     pq.write_table(pa.table({"text": corpus_texts(4)}), "reports/a.parquet")
-    code, _ = blocks("python")
+    code, *_ = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert "4 of 4 rows are in run/output" in capsys.readouterr().out
     assert (beside_the_readme / "run" / "_SUCCESS").exists()
+
+
+def test_the_commands_of_serving_are_served(
+    led_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The curl line and the clients, against a server at another port."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    options = ServeOptions(model=str(led_directory), name="led", device="cpu")
+    task = make_task(options)
+    host = EngineHost(task, device="cpu", max_queued_tokens=10**6)
+    with on_loopback(make_app(Service(task, host, options))) as url:
+        _, curl = (
+            README.partition("<!-- test: serve -->\n")[2].split("```")[1].strip().split("\n")[1:]
+        )
+        told = subprocess.run(
+            curl.replace("http://127.0.0.1:8000", url),
+            shell=True, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert json.loads(told.stdout)[0]["usage"]["windows"] == 1
+        code = next(text for text in blocks("python") if "InferenceClient" in text)
+        exec(compile(code.replace("http://127.0.0.1:8000", url), "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.split("\n", 1)
+    assert first.strip()
+    assert second.strip()
+
+
+def test_the_routes_and_headers_of_serving_are_there(model_of: Callable[[str], Path]) -> None:
+    named = set(re.findall(r"`(/[\w/-]*)`", README))
+    served: set[str] = {"/metrics"}  # with Ray Serve only
+    for name in CASES:
+        options = ServeOptions(model=str(model_of(name)), device="cpu")
+        app = make_app(Service(make_task(options), cast(Any, None), options))
+        served |= {route.path for route in app.routes if isinstance(route, Route)}
+        assert shape_of(make_task(options)).path in named
+    assert named <= served
+    usage = Usage(tokens_in=1, tokens_out=1, windows=1, truncated=False, coverage=1.0)
+    headers = usage_headers([Answer({}, usage)])
+    assert set(re.findall(r"`(x-longhaul-[a-z-]+)`", README)) == {*headers}
 
 
 def test_the_house_map_and_the_links_name_what_is_there() -> None:
@@ -222,4 +275,5 @@ def test_the_house_map_and_the_links_name_what_is_there() -> None:
 @pytest.mark.parametrize("name", ["README.md", "Makefile", ".ci/run", "pyproject.toml"])
 def test_no_address_of_the_outside_world(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert set(re.findall(r"https?://[^\s/]+", text)) <= {"http://head:8265"}
+    known = {"http://head:8265", "http://127.0.0.1:8000"}
+    assert set(re.findall(r"https?://[^\s/\"]+", text)) <= known

@@ -5,7 +5,14 @@ Clients send whole numbers as 3 or 3.0, which JSON does not tell apart; nothing 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 
 from pipelines.serve.options import Truncate
 
@@ -21,11 +28,26 @@ def _decimal(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _not_set(value: bool) -> bool:
+    if value:
+        raise ValueError("true has no effect here; leave it out")
+    return value
+
+
 # The conversions stand outside, so that the schema keeps the limits.
 Positive = Annotated[Annotated[int, Field(ge=1, le=2**31)], BeforeValidator(_whole)]
 NotNegative = Annotated[Annotated[int, Field(ge=0, le=2**31)], BeforeValidator(_whole)]
-Seed = Annotated[Annotated[int, Field(ge=0, lt=2**63)], BeforeValidator(_whole)]
+# Whole numbers that JSON's readers agree on.
+Seed = Annotated[Annotated[int, Field(ge=0, le=2**53)], BeforeValidator(_whole)]
+Length = Annotated[Annotated[int, Field(ge=2, le=2**31)], BeforeValidator(_whole)]
+Few = Annotated[Annotated[int, Field(ge=1, le=1000)], BeforeValidator(_whole)]
+One = Annotated[Annotated[int, Field(ge=1, le=1)], BeforeValidator(_whole)]
+Zero = Annotated[Annotated[float, Field(ge=0, le=0)], BeforeValidator(_decimal)]
+TokenId = Annotated[Annotated[int, Field(ge=0, lt=2**31)], BeforeValidator(_whole)]
+# A literal would take 0 for false.
+No = Annotated[bool, AfterValidator(_not_set), WithJsonSchema({"type": "boolean", "const": False})]
 Beams = Annotated[Annotated[int, Field(ge=1, le=16)], BeforeValidator(_whole)]
+Warmth = Annotated[Annotated[float, Field(ge=0, le=2)], BeforeValidator(_decimal)]
 # A smaller one divides logits to infinity.
 Temperature = Annotated[Annotated[float, Field(ge=0.01, le=100)], BeforeValidator(_decimal)]
 Share = Annotated[Annotated[float, Field(gt=0, le=1)], BeforeValidator(_decimal)]
@@ -72,7 +94,7 @@ class GenerateParameters(Strict):
 
     num_beams: Beams | None = None
     max_new_tokens: Positive | None = None
-    max_length: Annotated[int, Field(ge=2, le=2**31)] | None = None
+    max_length: Length | None = None
     min_new_tokens: NotNegative | None = None
     min_length: NotNegative | None = None
     length_penalty: Number | None = None
@@ -91,17 +113,32 @@ class SummarizeParameters(Strict):
     truncation: Literal["do_not_truncate", "longest_first", "only_first"] | None = Field(
         None, description="Hugging Face's name for truncate: the last two are right."
     )
-    clean_up_tokenization_spaces: Literal[False] | None = Field(
+    clean_up_tokenization_spaces: No | None = Field(
         None, description="What the model wrote is not changed."
     )
-    num_sentences: Positive | None = Field(None, description="Encoders: sentences quoted.")
-    query: Text | None = Field(None, description="Encoders: quote what is nearest to this.")
 
 
 class SummarizeRequest(Request):
     inputs: Text
     parameters: SummarizeParameters | None = None
     stream: bool = Field(False, description="Server-sent events: tokens as they are certain.")
+
+
+class QuoteParameters(Strict):
+    """Of a summary that an encoder quotes from the document."""
+
+    num_sentences: Positive | None = None
+    query: Text | None = Field(None, description="Quote what is nearest to this.")
+
+
+class QuoteRequest(Strict):
+    """An encoder reads every document whole, in windows."""
+
+    inputs: Text
+    parameters: QuoteParameters | None = None
+    truncate: Literal["error", "window"] | None = None
+    timeout_s: Seconds | None = None
+    stream: bool = False
 
 
 class Summary(BaseModel):
@@ -164,7 +201,7 @@ class Question(Strict):
 
 
 class AnswerParameters(Strict):
-    top_k: Annotated[int, Field(ge=1, le=100)] | None = None
+    top_k: Few | None = None
     max_answer_len: Positive | None = None
     max_seq_len: Positive | None = Field(None, description="Tokens of a window.")
     doc_stride: NotNegative | None = Field(None, description="Tokens that windows share.")
@@ -189,7 +226,7 @@ class Answer(BaseModel):
 
 
 class FillParameters(Strict):
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    top_k: Few | None = None
     targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
 
 

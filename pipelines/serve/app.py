@@ -29,19 +29,26 @@ from starlette.middleware.cors import CORSMiddleware
 from longformer_core.scheduling.handle import Tokens
 from pipelines.serve import api, openai
 from pipelines.serve.backend import Progress
-from pipelines.serve.errors import ApiError
+from pipelines.serve.errors import STATUS, ApiError
 from pipelines.serve.middleware import Guard, Keys
 from pipelines.serve.service import Answer, Service
-from pipelines.serve.shapes import SHAPES, Ask, Shape
+from pipelines.serve.shapes import Ask, Shape, config_of, shape_of
 from pipelines.serve.streams import TextStream, event
 from pipelines.tasks.preparation import tokenizer_of
+from pipelines.tasks.summarize import Summarize
 
 if TYPE_CHECKING:
     from pipelines.serve.exposition import Exposition
 
 logger = logging.getLogger(__name__)
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# The schema of one event.
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
+}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
 def make_app(
@@ -55,14 +62,14 @@ def make_app(
     app = FastAPI(
         title=f"Longhaul: {service.name}",
         version=_version(),
-        responses={code: {"model": api.Error} for code in (400, 401, 413, 422, 424, 429, 503, 504)},
+        responses={code: {"model": api.Error} for code in sorted({*STATUS.values()} - {500})},
         redirect_slashes=False,
         docs_url="/docs",
         redoc_url=None,
     )
     app.state.service = service
     _add_errors(app)
-    _add_task(app, service, SHAPES[task.name])
+    _add_task(app, service, shape_of(task))
     if task.name == "summarize":
         _add_completions(app, service)
     if task.name == "embed":
@@ -74,6 +81,7 @@ def make_app(
         async def metrics() -> str:
             return await exposition.text()
 
+    _add_limits(app, task)
     app.add_middleware(Guard, options=service.options, keys=keys, metrics=service.metrics)
     if service.options.cors_origins:
         app.add_middleware(
@@ -138,6 +146,24 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         return await _answered(service, openai.ask_embeddings(service, body))
 
 
+def _add_limits(app: FastAPI, task: Any) -> None:
+    """Let the schema say what this model can: how much it writes, how long its vectors are."""
+    schemas = app.openapi().get("components", {}).get("schemas", {})
+
+    def limit(name: str, **limits: int) -> None:
+        for schema in schemas.values():
+            for choice in schema.get("properties", {}).get(name, {}).get("anyOf", ()):
+                if choice.get("type") == "integer":
+                    choice.update(limits)
+
+    if isinstance(task, Summarize):
+        most = config_of(task.model).max_decoder_position_embeddings
+        for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+            limit(name, maximum=most)
+    if task.name == "embed":
+        limit("dimensions", minimum=task.size, maximum=task.size)
+
+
 def _add_information(app: FastAPI, service: Service) -> None:
     began, task, options = time.time(), service.task, service.options
 
@@ -178,7 +204,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
     page = (Path(__file__).parent / "playground.html").read_text(encoding="utf-8")
     policy = _policy_of(page)
 
-    @app.get("/playground", response_class=HTMLResponse)
+    @app.get("/playground", response_class=HTMLResponse, include_in_schema=False)
     async def playground() -> Response:
         return HTMLResponse(page, headers={"content-security-policy": policy})
 
@@ -197,7 +223,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
 
 async def _answered(service: Service, ask: Ask) -> Response:
     answers = await service.answer(ask.task, ask.rows, ask.timeout_s)
-    return JSONResponse(ask.render(answers), headers=_usage_headers(answers))
+    return JSONResponse(ask.render(answers), headers=usage_headers(answers))
 
 
 async def _streamed(events: AsyncGenerator[bytes], request: Request) -> Response:
@@ -246,7 +272,7 @@ async def _summary_events(
                 yield event({"summary_text": summary, "usage": usage})
 
 
-def _usage_headers(answers: list[Answer]) -> dict[str, str]:
+def usage_headers(answers: list[Answer]) -> dict[str, str]:
     usages = [answer.usage for answer in answers]
     return {
         "x-longhaul-tokens": str(sum(usage.tokens_in for usage in usages)),
@@ -281,7 +307,9 @@ def _add_errors(app: FastAPI) -> None:
             405: ("method_not_allowed", "this route answers other methods; /docs lists them"),
         }
         kind, message = kinds.get(error.status_code, ("malformed", "the request cannot be read"))
-        return answer(request, ApiError(kind, message))
+        response = answer(request, ApiError(kind, message))
+        response.headers.update(error.headers or {})  # Allow
+        return response
 
 
 def _refusal(error: RequestValidationError) -> ApiError:

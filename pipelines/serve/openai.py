@@ -18,14 +18,19 @@ from pydantic import BaseModel, Field
 from longformer_core.scheduling.handle import Tokens
 from pipelines.serve.api import (
     Beams,
+    No,
     NotNegative,
     Number,
+    One,
     Positive,
     Request,
     Seed,
     Share,
     Strict,
     Text,
+    TokenId,
+    Warmth,
+    Zero,
 )
 from pipelines.serve.backend import Progress
 from pipelines.serve.errors import ApiError
@@ -35,17 +40,14 @@ from pipelines.serve.shapes import Ask, check_dimensions, summarizer
 from pipelines.serve.streams import TextStream, event
 from pipelines.tasks.preparation import tokenizer_of
 
-Zero = Annotated[float, Field(ge=0, le=0)] | Annotated[int, Field(ge=0, le=0)]
-Id = Annotated[int, Field(ge=0, le=2**31)]
-
 
 class EmbeddingsRequest(Request):
     model: str
     input: (
         Text
         | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Id], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Id], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Positive | None = None
@@ -62,17 +64,17 @@ class Completing(Request):
 
     model: str
     max_tokens: Positive | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(
+    temperature: Warmth | None = Field(
         None, description="Above 0: sampling. Default: the model's own search."
     )
     top_p: Share | None = None
     seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    n: One | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: No | None = None
     stop: Annotated[list[str], Field(max_length=0)] | None = None
     user: str | None = None
     # Beyond OpenAI's.
@@ -85,8 +87,8 @@ class Completing(Request):
 class CompletionRequest(Completing):
     prompt: Text
     suffix: None = None
-    echo: Literal[False] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    echo: No | None = None
+    best_of: One | None = None
 
 
 class TextPart(Strict):

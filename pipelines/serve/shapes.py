@@ -1,6 +1,6 @@
 """What each task's requests ask of its model, and how outputs are put into Hugging Face's shapes.
 
-A new task needs an entry in `SHAPES`; routes, limits, errors and usage come by themselves.
+A new task needs an entry in `_SHAPES`; routes, limits, errors and usage come by themselves.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from longformer_core.hub import resolve
 from pipelines.errors import Refused
 from pipelines.serve import api
 from pipelines.serve.errors import ApiError
-from pipelines.serve.options import Truncate, with_options
+from pipelines.serve.options import Truncate, reads_whole, with_options
 from pipelines.serve.service import Answer, with_windows
 from pipelines.tasks.answer import Answer as AnswerTask
 from pipelines.tasks.base import Task
@@ -60,29 +60,28 @@ def ask_summary(task: Task, body: api.SummarizeRequest) -> Ask:
     if given.truncation is not None and truncate is None:
         truncate = "error" if given.truncation == "do_not_truncate" else "right"
     decoding = (given.generate_parameters or api.GenerateParameters()).model_dump(exclude_none=True)
-    task = summarizer(
-        task, truncate, decoding, num_sentences=given.num_sentences, query=given.query
-    )
+    task = summarizer(task, truncate, decoding)
     return Ask(task, [{"text": body.inputs}], _summaries, body.timeout_s)
 
 
-def summarizer(
-    task: Task, truncate: Truncate | None, decoding: dict[str, Any], **quoting: Any
-) -> Task:
-    """Return the task with other decoding, or other sentences quoted. Raises: ApiError."""
-    given = [name for name, value in quoting.items() if value is not None]
+def ask_quotes(task: Task, body: api.QuoteRequest) -> Ask:
+    given = body.parameters or api.QuoteParameters()
+    task = with_options(task, num_sentences=given.num_sentences, query=given.query)
+    return Ask(task, [{"text": body.inputs}], _summaries, body.timeout_s)
+
+
+def summarizer(task: Task, truncate: Truncate | None, decoding: dict[str, Any]) -> Task:
+    """Return the task with other decoding. Raises: ApiError."""
     if not isinstance(task, Summarize):
         if decoding:
             raise ApiError("invalid", f"{', '.join(decoding)}: an encoder quotes and decodes not")
         if truncate in ("left", "right"):
             raise ApiError("invalid", "truncate: an encoder reads every document whole, in windows")
-        return with_options(task, **quoting)
-    if given:
-        raise ApiError("invalid", f"{', '.join(given)}: this model writes and quotes no sentences")
+        return task
     seed = decoding.pop("seed", None)
     try:
         generation = _decoding(task.generation, decoding)
-        generation.check(_config_of(task.model))
+        generation.check(config_of(task.model))
     except LongformerError as error:
         raise ApiError("invalid", str(error)) from None
     if generation.do_sample and seed is None:
@@ -93,7 +92,8 @@ def summarizer(
 
 
 @functools.lru_cache(maxsize=4)
-def _config_of(model: str) -> LEDConfig:
+def config_of(model: str) -> LEDConfig:
+    """Return the config of a model that writes."""
     return LEDConfig.from_pretrained(resolve(model))
 
 
@@ -304,7 +304,8 @@ def ask_choice(task: Task, body: api.ChooseRequest) -> Ask:
     return Ask(task, [row], render, body.timeout_s)
 
 
-SHAPES = {
+_QUOTES = Shape("/summarize", api.QuoteRequest, list[api.Summary], ask_quotes)
+_SHAPES = {
     "summarize": Shape("/summarize", api.SummarizeRequest, list[api.Summary], ask_summary),
     "classify": Shape(
         "/text-classification", api.ClassifyRequest, list[list[api.Label]], ask_labels
@@ -327,3 +328,8 @@ SHAPES = {
     ),
     "choose": Shape("/multiple-choice", api.ChooseRequest, list[api.Choice], ask_choice),
 }
+
+
+def shape_of(task: Task) -> Shape:
+    """Return the shape of a task's requests."""
+    return _QUOTES if reads_whole(task) else _SHAPES[task.name]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import openai
 import pytest

@@ -74,7 +74,14 @@ def test_a_summary_is_streamed_and_stopped(
     asyncio.run(use())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "summarize"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "tag" else pytest.param(name, marks=pytest.mark.slow)
+        for name in CASES
+        if name != "summarize"
+    ],
+)
 def test_every_task_has_its_answer_shown(
     name: str, server_of: Callable[[str], Server], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import httpx
 
 from tests.pipelines.every_task import CASES, good_rows, make_task
 from tests.pipelines.serve.cluster import Load, failures, served, wait_until
+from tests.pipelines.serve.raw import attacks, complaint, send
 from tests.pipelines.tasks.heads import answers
 
 DECODING = {"num_beams": 2, "max_new_tokens": 24, "min_length": 24}
@@ -25,6 +26,14 @@ def test_a_server_that_loses_replicas(led_directory: Path, tmp_path: Path) -> No
         (line,) = (each for each in command.said.splitlines() if each.startswith("curl "))
         told = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
         assert "summary_text" in told.stdout
+        # Nor does what no client sends: every answer is one, and every process stays.
+        found = [complaint(attack, send(command.port, attack)) for attack in attacks()]
+        assert [each for each in found if each] == []
+        assert [len(command.parts(kind)) for kind in ("Model", "Gateway", "ProxyActor")] == [
+            2,
+            2,
+            1,
+        ]
         with Load(command.url, bodies, num_clients=6) as load:
             load.wait_for(12)
             for kind in ("Model", "Gateway"):
