@@ -301,10 +301,11 @@ class Tokenized(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served, and within which limits."""
+    """What is served, and within which limits. generates: it writes, and takes decoding options."""
 
     model: str
     task: str
+    generates: bool
     dtype: str
     version: str
     labels: list[str] | None

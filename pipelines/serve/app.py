@@ -188,6 +188,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
         return {
             "model": service.name,
             "task": task.name,
+            "generates": isinstance(task, Summarize),
             "dtype": task.dtype,
             "version": _version(),
             "labels": list(labels) if labels and task.name in ("classify", "tag") else None,
