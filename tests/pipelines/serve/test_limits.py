@@ -18,7 +18,8 @@ from pipelines.serve.keys import KeyFile, hash_key
 from tests.pipelines.every_task import LIMIT, good_rows
 from tests.pipelines.serve.serving import Server, serving, task_of
 
-TEXT = good_rows(1)[0]["text"]
+# Within the limit twice, beyond it three times.
+TEXT = good_rows(1, 90)[0]["text"]
 # Long enough to be interrupted: greedy decoding that may not end.
 ENDLESS = {"generate_parameters": {"num_beams": 1, "max_new_tokens": 120, "min_length": 120}}
 
