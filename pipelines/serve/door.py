@@ -134,7 +134,10 @@ class _Answer:
                 error = ApiError(*_KINDS[message["status"]], retry_s)
                 await _refuse(self._send, error, self._request_id)
                 return
-            self._start = message
+            # The gateway and the proxy each say it.
+            own = (b"x-request-id", self._request_id.encode())
+            kept = [h for h in message.get("headers", ()) if h[0].lower() != own[0]]
+            self._start = {**message, "headers": [*kept, own]}
             return
         if not self._has_begun and self._start is not None:
             self._has_begun = True

@@ -12,8 +12,10 @@ def by_queued_tokens(context: Any) -> tuple[int, dict[str, Any]]:
     """Serve's policy hook: the sum of what all replicas would want, within the bounds.
 
     It runs in Serve's controller about ten times a second and must not raise. Until replicas have
-    reported, and while new ones start, the number stays as it is.
+    reported the number stays as it is. Without any the first request brings one.
     """
+    if not context.target_num_replicas:
+        return int(context.total_num_requests > 0), {}
     reported = (context.aggregated_metrics or {}).get(STATISTIC) or {}
     if not reported:
         return context.target_num_replicas, {}

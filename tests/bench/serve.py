@@ -53,8 +53,8 @@ def make_texts(count: int, least: int, most: int) -> list[str]:
     draw = random.Random(0)
     texts = []
     for number in range(count):
-        # A word of these is about 2.2 tokens.
-        size = int((least + (most - least) * number / max(1, count - 1)) / 2.2)
+        # A word of these is about 1.33 tokens.
+        size = int((least + (most - least) * number / max(1, count - 1)) / 1.33)
         start = draw.randrange(max(1, len(words) - size))
         texts.append(" ".join(words[start : start + size]))
     draw.shuffle(texts)
@@ -231,7 +231,7 @@ def bench_encoder(given: argparse.Namespace, folder: Path) -> None:
         model, "LongformerModel", hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
         intermediate_size=1024, attention_window=[256] * 4, max_position_embeddings=8194,
     )  # fmt: skip
-    texts = make_texts(2 * given.documents, 33, 7500)
+    texts = make_texts(2 * given.documents, 33, 7000)
     task = make_task(serve_options(model))
     worker = Worker(task, "cpu", THREADS, 0.5)
     asked = documents(task, {str(number): text for number, text in enumerate(texts)})

@@ -57,6 +57,14 @@ class Command:
                     found.append(each)
         return found
 
+    def logs(self) -> Path:
+        """Where the processes of its cluster log."""
+        for each in psutil.Process(self.process.pid).children(recursive=True):
+            for word in each.cmdline():
+                if word.startswith(("--logs-dir=", "--log-dir=", "--log_dir=")):
+                    return Path(word.partition("=")[2])
+        raise AssertionError("the cluster has no logs")
+
     def end(self, how: signal.Signals = signal.SIGINT, timeout_s: float = 90) -> int:
         """Let it end; return its exit code. Whatever is left of it is killed."""
         left = psutil.Process(self.process.pid).children(recursive=True)

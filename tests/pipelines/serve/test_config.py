@@ -137,6 +137,14 @@ def test_a_new_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert (digest, name) == (hash_key(printed.err.split()[-1]), "NAME")
 
 
+def test_the_first_request_brings_a_replica() -> None:
+    for requests, expected in ((0, 0), (3, 1)):
+        context = SimpleNamespace(
+            aggregated_metrics={}, target_num_replicas=0, total_num_requests=requests
+        )
+        assert by_queued_tokens(context)[0] == expected
+
+
 @pytest.mark.parametrize(
     ("reported", "expected"),
     [

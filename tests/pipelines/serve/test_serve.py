@@ -7,11 +7,29 @@ from pathlib import Path
 import httpx
 
 from tests.pipelines.every_task import CASES, good_rows, make_task
-from tests.pipelines.serve.cluster import Load, failures, served, wait_until
+from tests.pipelines.serve.cluster import Command, Load, failures, served, wait_until
 from tests.pipelines.serve.raw import attacks, complaint, send
 from tests.pipelines.tasks.heads import answers
 
 DECODING = {"num_beams": 2, "max_new_tokens": 24, "min_length": 24}
+
+
+def assert_logged(command: Command) -> None:
+    """A request's id is in the answer and in the log of every process; its text is in none."""
+    header = {"x-request-id": "find-me-1"}
+    for body in ({"inputs": "marker words"}, {"inputs": "marker", "wrong": "marker"}):
+        answered = httpx.post(command.url, json=body, headers=header, timeout=60)
+        assert answered.headers.get_list("x-request-id") == ["find-me-1"]
+    logs = command.logs()
+
+    def found(text: bytes) -> set[str]:
+        files = [file for file in logs.rglob("*") if file.is_file()]
+        return {file.name for file in files if text in file.read_bytes()}
+
+    wait_until(lambda: len(found(b"find-me-1")) >= 3, "a process did not log the request", 20)
+    for kind in ("proxy", "Gateway", "Model"):
+        assert any(kind in name for name in found(b"find-me-1")), found(b"find-me-1")
+    assert found(b"marker") == set()
 
 
 def test_a_server_that_loses_replicas(led_directory: Path, tmp_path: Path) -> None:
@@ -26,6 +44,7 @@ def test_a_server_that_loses_replicas(led_directory: Path, tmp_path: Path) -> No
         (line,) = (each for each in command.said.splitlines() if each.startswith("curl "))
         told = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
         assert "summary_text" in told.stdout
+        assert_logged(command)
         # Nor does what no client sends: every answer is one, and every process stays.
         found = [complaint(attack, send(command.port, attack)) for attack in attacks()]
         assert [each for each in found if each] == []
