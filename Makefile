@@ -1,9 +1,9 @@
 # The first command on a fresh machine may be any of these; it makes its own environment.
-#   make demo     install, then summarize this Python's own documentation with the real job
+#   make demo     install, then quote and search this Python's own documentation with the real jobs
 #   make test     install, then run the tests
 #   make check    install, then lint, format check and types
 #   make gpu      tests and benchmarks of the core that need a GPU; installs nothing, needs no Ray
-#   make demo-model    install, then the published encoder that some tests read
+#   make demo-model    install, then the published encoder of the demo, which some tests read
 #   make test-legacy   the comparisons with transformers 4, in an environment of their own
 
 # PYTHON makes the environment (3.11 or newer) and runs `make gpu`; VENV may name an environment
@@ -32,7 +32,9 @@ COMPILED := $(wildcard longformer_core/ops/cpu/csrc/*)
 .DELETE_ON_ERROR:
 .PHONY: demo test check gpu demo-model test-legacy
 
+# Where the encoder cannot be had, the demo says so and shows counts.
 demo: $(HAS_JOBS)
+	-@$(MAKE) --no-print-directory demo-model
 	$(BIN)/python -m jobs.demo $(DEMO_ARGS)
 
 # Two processes, each with whole files, in the order of tests/conftest.py. PYTEST_ARGS comes last

