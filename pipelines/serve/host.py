@@ -76,10 +76,14 @@ class EngineHost:
 
     async def answer(self, task: Task, document: Document, deadline_s: float) -> Reply:
         """See `Backend.answer`."""
-        async for event in self._events(task, document, deadline_s, is_streamed=False):
-            if not isinstance(event, Tokens | Progress):
-                return event
-        raise AssertionError("a document ended without a reply")
+        reply: Reply | None = None
+        events = self._events(task, document, deadline_s, is_streamed=False)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if not isinstance(event, Tokens | Progress):
+                    reply = event
+        assert reply is not None, "a document ended without a reply"
+        return reply
 
     async def stream(
         self, task: Task, document: Document, deadline_s: float
@@ -114,6 +118,7 @@ class EngineHost:
         for _ in range(num_documents):
             with self._admitted(num_tokens(longest)):
                 reply = await self._compute(self.task, longest, math.inf)
+                self.speed.note(num_tokens(longest), is_busy=True)
             if reply.error is not None:
                 raise RuntimeError(f"the largest document fails: {reply.error}")
 
@@ -142,6 +147,8 @@ class EngineHost:
                 async for event in rounds:
                     if isinstance(event, Output):
                         self._look_at(event.error)
+                        # Here, because who has the output may ask for nothing more.
+                        self.speed.note(tokens if event.error is None else 0, is_busy=True)
                     yield event
 
     def _refusal(self, tokens: int, deadline_s: float) -> Overloaded | None:
@@ -161,12 +168,10 @@ class EngineHost:
             self._busy_since = time.monotonic()
         self.queued_tokens += tokens
         self.queued_documents += 1
-        done = 0
         try:
             yield
-            done = tokens
         finally:
-            self.speed.note(done, is_busy=True)
+            self.speed.note(0, is_busy=True)
             self.queued_tokens -= tokens
             self.queued_documents -= 1
 

@@ -14,6 +14,7 @@ import pytest
 from pipelines.errors import Refused
 from pipelines.serve import keys as keys_module
 from pipelines.serve.errors import STATUS
+from pipelines.serve.host import Speed
 from pipelines.serve.keys import KeyFile, hash_key
 from tests.pipelines.every_task import LIMIT, good_rows
 from tests.pipelines.serve.serving import Server, serving, task_of
@@ -162,6 +163,22 @@ def test_overload(limited: Server) -> None:
     assert answers[0].status_code == 200
     # Alone a document is taken, whatever its size.
     assert limited.host.max_queued_tokens < 2 * answers[0].json()[0]["usage"]["tokens_in"]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_the_speed_is_measured(limited: Server, is_streamed: bool) -> None:
+    """What is told of a full queue, and what is admitted, follows from it."""
+    limited.host.speed = Speed()
+    began, tokens = time.monotonic(), 0
+    body: dict[str, Any] = {"inputs": TEXT, "parameters": ENDLESS}
+    for _ in range(3):
+        response = limited.post("/summarize", body | {"stream": is_streamed})
+        last = events_of(response)[-1][1] if is_streamed else response.json()[0]
+        tokens += last["usage"]["tokens_in"]
+    found = limited.host.speed.tokens_per_s
+    assert found is not None
+    assert tokens / (time.monotonic() - began) <= found < 20 * tokens / (time.monotonic() - began)
+    assert is_idle(limited)
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
