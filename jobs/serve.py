@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.options import click_options, read_options, read_yaml, run
 from pipelines.cluster import connect, has_gpu, num_cores
 from pipelines.serve.keys import KeyFile, hash_key
-from pipelines.serve.options import ServeOptions, check_open, make_task
+from pipelines.serve.options import ServeOptions, check_free, check_open, make_task
 
 # Ray Serve is imported where it is used: no other command waits for that.
 
@@ -86,6 +87,8 @@ def run_server(options: ServeOptions, at: PlaceOptions) -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     check_open(options, at.host, insecure=at.insecure)
+    if not (at.address or "RAY_ADDRESS" in os.environ):
+        check_free(at.host, at.port)
     if options.keys_file:
         KeyFile(options.keys_file)
         options = options.model_copy(update={"keys_file": str(Path(options.keys_file).absolute())})

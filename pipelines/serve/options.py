@@ -1,6 +1,7 @@
 """What a server is asked for; YAML, flags and the arguments of a Serve application enter here."""
 
 import dataclasses
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -117,6 +118,19 @@ def check_open(options: ServeOptions, host: str, *, insecure: bool) -> None:
             f"--host {host}: others can reach it, and there are no keys; give --keys-file, or "
             "--insecure if something before it asks for keys"
         )
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise Refused where something listens already, or the host is none of this machine's."""
+    try:
+        with socket.create_server((host, port), family=_family_of(host)):
+            pass
+    except OSError as error:
+        raise Refused(f"--host {host} --port {port}: {error.strerror}; choose another") from error
+
+
+def _family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def make_task(options: ServeOptions) -> Task:

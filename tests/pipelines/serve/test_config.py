@@ -1,6 +1,7 @@
 """Options and Serve's YAML: what is wrong is said before anything starts."""
 
 import io
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from jobs.options import exit_code
 from jobs.serve import serve
 from pipelines.errors import Refused
 from pipelines.serve.keys import hash_key
-from pipelines.serve.options import ServeOptions, check_open, make_task
+from pipelines.serve.options import ServeOptions, check_free, check_open, make_task
 from pipelines.serve.scaling import STATISTIC, by_queued_tokens
 from tests.pipelines.every_task import CASES
 from tests.pipelines.every_task import make_task as batch_task
@@ -128,6 +129,14 @@ def test_others_are_let_in_with_keys_only(tmp_path: Path) -> None:
         check_open(options, "0.0.0.0", insecure=False)
     check_open(options, "0.0.0.0", insecure=True)
     check_open(options.model_copy(update={"keys_file": "k"}), "0.0.0.0", insecure=False)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Refused, match=f"--port {port}"):
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)
 
 
 def test_a_new_key(capsys: pytest.CaptureFixture[str]) -> None:
