@@ -233,7 +233,7 @@ def test_a_burst_brings_replicas_and_lets_them_go(
 def test_soak(led_directory: Path, tmp_path: Path, expected: list[str]) -> None:
     """Half an hour (LONGHAUL_SOAK_S) of mixed load with people who leave and mistakes."""
     seconds = float(os.environ.get("LONGHAUL_SOAK_S", "1800"))
-    bodies = [*BODIES, {"inputs": "long " * 4000}, {"inputs": ""}]
+    bodies = [*BODIES, {"inputs": "long " * 6000}, {"inputs": ""}]
     with served(tmp_path, led_directory, "--min-replicas=1", *FLAGS) as command:
         samples: list[dict[str, Any]] = []
         is_over = threading.Event()
