@@ -7,7 +7,7 @@ import click
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.options import click_options, collect, read_options, read_yaml
+from jobs.options import click_options, collect, config_option, read_options
 from jobs.report import print_plan, print_report
 from pipelines.batch import BatchOptions, run_batch
 from pipelines.batch.driver import allowed_failures, fingerprint_of
@@ -115,14 +115,7 @@ def task_command(task_class: type[Task], purpose: str, example: str) -> click.Co
         params=[
             click.Argument(["more_input"], nargs=-1, metavar=""),
             *click_options(RunOptions, task_class.options_class),
-            click.Option(
-                ["--config"],
-                type=click.Path(exists=True, dir_okay=False),
-                is_eager=True,
-                callback=read_yaml,
-                expose_value=False,
-                help="Flat YAML with these options, underscores for dashes.",
-            ),
+            config_option(),
         ],
         help=(
             f"{purpose}\n\n\b\nExample:\n  longhaul {task_class.name} {example}\n\n"

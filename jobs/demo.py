@@ -58,7 +58,7 @@ _SEARCHED_TOKENS = 128
 _QUERIES = (
     "stop a program and look at its variables line by line",
     "an error is raised and nobody handles it",
-    "read a table of comma separated values",
+    "read and write CSV files",
 )
 _SHOWN_DIGESTS, _SHOWN_HITS = 5, 3
 _VOCAB_SIZE = 4096

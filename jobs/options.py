@@ -63,6 +63,18 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def config_option() -> click.Option:
+    """Return `--config`, which reads the other options of its command from a YAML file."""
+    return click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False),
+        is_eager=True,
+        callback=read_yaml,
+        expose_value=False,
+        help="Flat YAML with these options, underscores for dashes.",
+    )
+
+
 def click_options(*models: type[BaseModel]) -> list[click.Option]:
     """Return a command-line option for every field of strict models, those required first.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.options import click_options, read_options, read_yaml, run
+from jobs.options import click_options, config_option, read_options, run
 from pipelines.cluster import connect, has_gpu, num_cores
 from pipelines.serve.keys import KeyFile, hash_key
 from pipelines.serve.options import ServeOptions, check_free, check_open, make_task
@@ -151,14 +151,7 @@ serve = click.Command(
             callback=_print_key,
             help="Make a key, print the line of a keys file for it, and stop.",
         ),
-        click.Option(
-            ["--config"],
-            type=click.Path(exists=True, dir_okay=False),
-            is_eager=True,
-            callback=read_yaml,
-            expose_value=False,
-            help="Flat YAML with these options, underscores for dashes.",
-        ),
+        config_option(),
     ],
     help=(
         "Serve a model over HTTP, in the shapes of Hugging Face and OpenAI.\n\n\b\nExample:\n"

@@ -55,6 +55,7 @@ def model_of(
         if case.head is None:
             return led_directory
         path = tmp_path_factory.mktemp(task)
+        # A draw that tells rows apart with the published vocabulary and with the fallback.
         make_head(path, case.head, labels=case.labels, seed=7)
         return path
 

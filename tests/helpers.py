@@ -40,6 +40,16 @@ TINY: dict[str, Any] = {
     # At the usual 0.02 an untrained model hardly looks at its source.
     "init_std": 0.3,
 }
+# Large enough that a model's own work outweighs what stands around it.
+MEDIUM: dict[str, Any] = {
+    "d_model": 256,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_ffn_dim": 1024,
+    "decoder_ffn_dim": 1024,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+}
 # The published sizes of allenai/longformer-base-4096, led-base-16384 and led-large-16384.
 LONGFORMER_BASE: dict[str, Any] = {
     "vocab_size": 50265,

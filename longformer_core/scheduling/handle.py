@@ -35,6 +35,7 @@ class DocumentRequest(Protocol):
 
 R = TypeVar("R", bound=DocumentRequest)
 O = TypeVar("O")  # noqa: E741 - an outcome
+E = TypeVar("E")  # an event
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,8 @@ class Handle(Generic[R, O]):
             if new:
                 self._certain = certain
                 self._changed.notify_all()
-        if new:
-            self._call(Tokens(new))
+        if new and self._on_event is not None:
+            self._on_event = _told(self._on_event, Tokens(new))
 
     def end(self, outcome: O) -> None:
         """Take note of the outcome (the engine's side). The first one counts."""
@@ -144,15 +145,16 @@ class Handle(Generic[R, O]):
                 return
             self._outcome = outcome
             self._changed.notify_all()
-        self._call(outcome)
-        if self._on_end is not None:
-            self._on_end(outcome)
+        for listener in (self._on_event, self._on_end):
+            if listener is not None:
+                _told(listener, outcome)
 
-    def _call(self, event: Tokens | O) -> None:
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except Exception:
-            logger.exception("on_event raised an error; it is not called again")
-            self._on_event = None
+
+def _told(listener: Callable[[E], None], event: E) -> Callable[[E], None] | None:
+    """Tell a caller's listener; return it, or None if it raised, which costs no other document."""
+    try:
+        listener(event)
+    except Exception:
+        logger.exception("a listener raised an error; it is not called again")
+        return None
+    return listener

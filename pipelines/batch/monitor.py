@@ -129,7 +129,9 @@ class Monitor:
         try:
             self.snapshot = ray.get(self.ledger.snapshot.remote(), timeout=10.0)
         except ray.exceptions.RayError as error:
-            logger.warning("the ledger does not answer: %s", type(error).__name__)
+            # It starts beside the workers, which on few cores takes a while.
+            level = logging.INFO if self.snapshot is None else logging.WARNING
+            logger.log(level, "the ledger does not answer: %s", type(error).__name__)
         seen = (self.snapshot and self.snapshot.moved, [o["done"] for o in self._operators])
         if seen != self._seen:
             self._seen, self._moved_time = seen, time.monotonic()

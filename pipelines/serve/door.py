@@ -6,22 +6,15 @@ are the gateway's. Serve finds it by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (
 """
 
 import asyncio
-import json
 import re
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.middleware import Middleware
 
+from pipelines.serve.asgi import App, Message, Receive, Scope, Send, request_id_of, send_error
 from pipelines.serve.errors import ApiError
 from pipelines.serve.streams import event
 
 CALLBACK = "pipelines.serve.door.middlewares"
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 # What Serve takes from clients: time limits, routing, and that nobody is cancelled.
 _STEERING = re.compile(
@@ -29,7 +22,6 @@ _STEERING = re.compile(
     rb"(x[-_])?serve[-_]multiplexed[-_]model[-_]id|(x[-_])?(serve[-_])?session[-_]id",
     re.IGNORECASE,
 )
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # A larger body is not kept, and its request is not sent again.
 _MOST_KEPT = 16 * 2**20
 _TRIES = 3
@@ -52,16 +44,16 @@ def middlewares() -> list[Middleware]:
 class Door:
     """See the module."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _clean(scope)
         if scope["path"] == "/-/routes":
-            await _refuse(send, ApiError("not_found", "there is no such route"), request_id)
+            await send_error(send, ApiError("not_found", "there is no such route"), request_id)
             return
         body = _Body(receive)
         for number in range(1, _TRIES + 1):
@@ -72,7 +64,7 @@ class Door:
             if not body.is_whole:
                 break
             await asyncio.sleep(_PAUSE_S * number)
-        await _refuse(send, ApiError(*_DIED, 1.0), request_id)
+        await send_error(send, ApiError(*_DIED, 1.0), request_id)
 
 
 class _Body:
@@ -132,7 +124,7 @@ class _Answer:
                 self._has_begun = self._is_done = True
                 retry_s = 1.0 if message["status"] in (429, 503) else None
                 error = ApiError(*_KINDS[message["status"]], retry_s)
-                await _refuse(self._send, error, self._request_id)
+                await send_error(self._send, error, self._request_id)
                 return
             # The gateway and the proxy each say it.
             own = (b"x-request-id", self._request_id.encode())
@@ -155,28 +147,14 @@ class _Answer:
         return self._has_begun
 
 
-def _clean(scope: Message) -> str:
+def _clean(scope: Scope) -> str:
     """Drop headers that steer Serve or that its proxy cannot read; return the request's id."""
-    request_id = uuid.uuid4().hex.encode()
-    kept = []
+    given, kept = b"", []
     for name, value in scope["headers"]:
         if name.lower() == b"x-request-id":
-            if _REQUEST_ID.fullmatch(value):
-                request_id = value
+            given = value
         elif not _STEERING.fullmatch(name) and name.isascii():
             kept.append((name, value))
-    scope["headers"] = [*kept, (b"x-request-id", request_id)]
-    return request_id.decode()
-
-
-async def _refuse(send: Send, error: ApiError, request_id: str) -> None:
-    body = json.dumps(error.body(request_id)).encode()
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "x-request-id": request_id,
-        **error.headers(),
-    }
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+    request_id = request_id_of(given)
+    scope["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+    return request_id

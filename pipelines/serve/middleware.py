@@ -6,14 +6,11 @@ and cancels the work of a client that left.
 
 import asyncio
 import base64
-import json
 import logging
-import re
 import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipelines.serve.asgi import App, Message, Receive, Scope, Send, request_id_of, send_error
 from pipelines.serve.errors import ApiError
 from pipelines.serve.options import ServeOptions
 
@@ -22,17 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 # Answered without a key: who asks whether we live has none.
 OPEN_PATHS = ("/health/live", "/health/ready")
 # What people open in a browser, which asks them for the key.
 PAGES = ("/playground", "/docs")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Keys(Protocol):
@@ -62,8 +52,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {k.lower().decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(headers.get("x-request-id", "").encode())
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         answer = _Answer(send, request_id)
@@ -186,8 +175,9 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._has_begun, self.status = True, message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
-            message = {**message, "headers": headers}
+            own = (b"x-request-id", self._request_id.encode())
+            kept = [each for each in message.get("headers", ()) if each[0] != own[0]]
+            message = {**message, "headers": [*kept, own]}
         await self._send(message)
 
     async def error(self, error: ApiError, *, is_page: bool = False) -> None:
@@ -196,20 +186,7 @@ class _Answer:
         own = error.headers()
         if is_page and "www-authenticate" in own:
             own["www-authenticate"] = 'Basic realm="longhaul: any name, the key for a password"'
-        body = json.dumps(error.body(self._request_id)).encode()
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            **own,
-        }
-        await self(
-            {
-                "type": "http.response.start",
-                "status": error.status,
-                "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-            }
-        )
-        await self({"type": "http.response.body", "body": body})
+        await send_error(self, error, self._request_id, own)
 
 
 def _key_of(authorization: str, method: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from longformer_core.scheduling.handle import Tokens
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Tries of one document in all: one, and two more.
 _MAX_TRIES = 3
 _CHECK_S = 5.0
-_DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError)
+_LOSSES = (RayActorError, DeploymentUnavailableError)
 
 
 class Replicas:
@@ -45,7 +45,7 @@ class Replicas:
                 raise
             except BackPressureError as error:
                 return Overloaded(0, error.retry_after_s or 1.0)
-            except (*_DEATHS, DeploymentUnavailableError) as error:
+            except _LOSSES as error:
                 self._note(error, number)
             else:
                 return reply
@@ -80,7 +80,7 @@ class Replicas:
             except BackPressureError as error:
                 yield Overloaded(0, error.retry_after_s or 1.0)
                 return
-            except (*_DEATHS, DeploymentUnavailableError) as error:
+            except _LOSSES as error:
                 self._note(error, number)
         yield WorkerDied(_MAX_TRIES)
 

@@ -33,7 +33,7 @@ from pipelines.batch.worker import Worker
 from pipelines.serve.options import ServeOptions, make_task
 from tests.bench.measure import emit
 from tests.bench.plain_serve import GENERATE
-from tests.helpers import all_texts, make_led_directory
+from tests.helpers import MEDIUM, all_texts, make_led_directory
 from tests.pipelines.asking import documents
 from tests.pipelines.serve.cluster import Command
 from tests.pipelines.tasks.heads import make_head
@@ -142,15 +142,9 @@ class PlainServer:
 def make_led(folder: Path) -> Path:
     return make_led_directory(
         folder / "led",
-        d_model=256,
-        encoder_layers=4,
-        decoder_layers=4,
-        encoder_ffn_dim=1024,
-        decoder_ffn_dim=1024,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
         attention_window=[256] * 4,
         max_encoder_position_embeddings=16384,
+        **MEDIUM,
         generation={"no_repeat_ngram_size": 0, "early_stopping": False},
     )
 

@@ -61,8 +61,9 @@ def compare(got: list[Tensor | None], expected: list[Tensor]) -> None:
         assert mine is not None
         assert mine.dtype == torch.float32
         assert difference(mine, theirs) <= LIMIT
-    firsts = torch.stack([theirs.flatten()[0] for theirs in expected])
-    assert firsts.std() > 1e-2
+    # One number of a normalized state may hardly move.
+    firsts = torch.stack([theirs.flatten()[:4] for theirs in expected])
+    assert firsts.std(0).max() > 1e-2
 
 
 def cut(padded_results: Tensor, texts: list[list[int]]) -> list[Tensor]:
@@ -207,7 +208,8 @@ def test_an_led_answers_questions(tmp_path: Path) -> None:
     theirs, ours, texts = both(tmp_path, "LEDForQuestionAnswering")
     marks = torch.zeros_like(padded(texts)["input_ids"])
     marks[:, 0] = 1
-    output = theirs(**padded(texts), global_attention_mask=marks)
+    # Both round in float32, and of the two only ours is under test.
+    output = theirs.double()(**padded(texts), global_attention_mask=marks)
     found = read(ours, [EncodingRequest(text, [0]) for text in texts])
     compare([one.start_logits for one in found], cut(output.start_logits, texts))
     compare([one.end_logits for one in found], cut(output.end_logits, texts))

@@ -241,6 +241,19 @@ class TestOwners:
         assert list(handle.events(PATIENCE_S)) == [outcome]
         assert heard == [outcome]
 
+    def test_a_listener_that_raises_costs_no_other_document(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(outcome: Encoding) -> None:
+            raise KeyError("the listener is gone")
+
+        engine = EncodingEngine(classifier())
+        first = engine.submit(EncodingRequest(TEXTS[0]), on_end=fail)
+        second = engine.submit(EncodingRequest(TEXTS[1]))
+        check(first.result(PATIENCE_S), TEXTS[0])
+        check(second.result(PATIENCE_S), TEXTS[1])
+        assert "it is not called again" in caplog.text
+
     def test_leaving_a_run_early_cancels_the_rest(self) -> None:
         model = Watched(classifier())
         engine = EncodingEngine(model, batch_tokens=1)

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.helpers import make_led_directory
+from tests.helpers import MEDIUM, make_led_directory
 from tests.pipelines.every_task import CASES, good_rows, make_task
 from tests.pipelines.serve.cluster import Command, Load, Outcome, failures, served, wait_until
 from tests.pipelines.tasks.heads import answers
@@ -114,14 +114,8 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is slow enough for refusals to cost little beside it."""
     return make_led_directory(
         tmp_path_factory.mktemp("heavy") / "model",
-        d_model=256,
-        encoder_layers=4,
-        decoder_layers=4,
-        encoder_ffn_dim=1024,
-        decoder_ffn_dim=1024,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
         attention_window=[64] * 4,
+        **MEDIUM,
     )
 
 

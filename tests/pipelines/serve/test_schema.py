@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 def check(server: Server, folder: Path, num_examples: int) -> int:
     """Return how many requests were made; all of them must be answered as the schema says."""
     run = subprocess.run(
-        ["st", "--config-file", str(CONFIG), "run", f"{server.url}/openapi.json",
+        [Path(sys.executable).with_name("st"), "--config-file", CONFIG, "run",
+         f"{server.url}/openapi.json",
          "--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--seed", "6",
          "--max-examples", str(num_examples), "--continue-on-failure"],
         capture_output=True, text=True, cwd=folder, env={**os.environ, "NO_COLOR": "1"},
